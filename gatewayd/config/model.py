@@ -1,0 +1,65 @@
+"""What a gateway file means once it is read: one frozen `Config`, handed down in typed parts.
+
+Owns: the shape. Does not own: reading it (config.load), what its parts do (core.model).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gatewayd.core.model import Address, Auth, Limits, Log, RouterSpec, Service
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where a public listener is bound: TCP, a Unix socket, or a socket handed over by systemd."""
+
+    address: Address | None
+    fd_name: str | None = None  # `fd:NAME`: the socket systemd passed under that name
+
+    def __str__(self) -> str:
+        return f"fd:{self.fd_name}" if self.address is None else str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    http: tuple[ListenAddress, ...]
+    admin: Address
+    metrics: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Loopback ports, both ends included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    bridge: PortRange = PortRange(10001, 11999)
+    router: PortRange = PortRange(20000, 24999)  # a router's metrics port lies 10000 above
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective configuration. Services are complete: every default is filled in."""
+
+    source: str  # the file's absolute path; "" when there is none
+    name: str
+    project: str
+    domain: str | None
+    router: RouterSpec | None
+    listen: Listen
+    workers: int
+    state_dir: str
+    run_dir: str | None
+    trusted_proxies: tuple[str, ...]  # CIDRs in canonical form
+    log: Log
+    auth: Auth | None
+    limits: Limits
+    drain_timeout: float
+    ports: Ports
+    services: tuple[Service, ...]
+    cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown

@@ -1,0 +1,252 @@
+"""The nouns of the gateway: services, replicas, endpoints and the policies they carry.
+
+Owns: the shape of the values that cross every boundary (file -> state -> snapshot -> worker).
+Does not own: how they are read (config), changed (control.registry) or used (proxy).
+All values are immutable; durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Balance = Literal["least_requests", "round_robin", "random"]
+RouterMode = Literal["auto", "steer", "through"]
+Origin = Literal["file", "api"]
+
+
+class Secret:
+    """A string that never prints: `str`, `repr` and `format` give `***`; `reveal()` gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(("Secret", self._value))
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running instance of a service, as registered."""
+
+    id: str
+    address: Address
+    origin: Origin = "file"
+    draining: bool = False  # takes no new request; removed when its last one ends
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Phases of one attempt; None is unlimited."""
+
+    connect: float | None = 5.0
+    first_byte: float | None = 600.0
+    idle: float | None = 300.0
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """nginx's `limit_req rate=<rps> burst=<burst> nodelay` for requests below `prefix`.
+
+    `header` is None for the client's address, else the lower-case name of the key header.
+    """
+
+    prefix: str
+    rps: float
+    burst: int
+    header: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """What browsers are told. `openai` in the file means every field at its default."""
+
+    origins: tuple[str, ...] = ("*",)
+    methods: tuple[str, ...] = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD")
+    headers: tuple[str, ...] = ("*",)
+    max_age: int = 600
+    credentials: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """Which router plug-in fronts a service's replicas, and how it is started."""
+
+    type: str
+    mode: RouterMode = "auto"
+    policy: str | None = None  # None: the plug-in's default
+    args: tuple[tuple[str, str | None], ...] = ()  # flag without dashes -> value; None: bare flag
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A registered application. `key` is its identity: `<project>/<name>`."""
+
+    project: str
+    name: str
+    domains: tuple[str, ...]
+    auth: bool = False
+    model: str | None = None
+    client_max_body_size: int = 64 * 1024 * 1024
+    strip_prefix: str | None = None
+    allowed_paths: tuple[str, ...] | None = None  # exact paths, and prefixes that end in `/`
+    timeouts: Timeouts = Timeouts()
+    balance: Balance = "least_requests"
+    rate_limits: tuple[RateLimit, ...] = ()
+    cors: Cors | None = None
+    router: RouterSpec | None = None
+    replicas: tuple[Replica, ...] = ()
+    origin: Origin = "file"
+
+    @property
+    def key(self) -> str:
+        return f"{self.project}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An accepted bearer token: only its SHA-256 is kept."""
+
+    name: str
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokensAuth:
+    tokens: tuple[Token, ...]
+    forward: bool = False  # whether replicas are sent the client's Authorization
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAuth:
+    """Ask an authority: 2xx is yes, 401/403 is no, anything else is "cannot tell"."""
+
+    address: Address
+    path: str  # path and query of the question
+    cache: float = 60.0
+    stale_if_error: float = 600.0
+    timeout: float = 5.0
+    forward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DstackAuth:
+    """Ask a dstack server over one of the sockets in `server_connections_dir`."""
+
+    server_connections_dir: str
+    cache: float = 60.0
+    stale_if_error: float = 600.0
+    timeout: float = 5.0
+    forward: bool = False
+
+
+Auth = TokensAuth | HttpAuth | DstackAuth
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The edge's own bounds, per client connection."""
+
+    request_line_size: int = 16 * 1024
+    header_size: int = 32 * 1024
+    headers: int = 100
+    header_timeout: float = 10.0
+    keepalive_timeout: float = 75.0
+    body_idle_timeout: float = 60.0
+    write_timeout: float = 60.0
+    connections_per_ip: int = 0  # 0: no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    access: str = "stdout"  # stdout | off | file path
+
+
+# --- what the control plane compiles for the data plane ----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address that an upstream is dialled by.
+
+    `index` is its column in the shared table of requests in flight (net.loads), leased by
+    control. `replica` is the id shown in metrics and the access log; a router's endpoint has
+    none. `reuse_s` is how long an idle connection may carry a request that must not be
+    repeated; 0 (an unknown server's keep-alive) opens a fresh one for each such request.
+    """
+
+    id: str
+    address: Address
+    index: int
+    replica: str = ""
+    reuse_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTraits:
+    """How the hop to a router differs from a hop to a replica; the plug-in says, neutral code obeys.
+
+    Header names are lower-case bytes.
+    """
+
+    request_headers: tuple[tuple[bytes, bytes], ...] = ()  # added, e.g. the router's own key
+    strip_request: frozenset[bytes] = frozenset()
+    strip_request_prefixes: tuple[bytes, ...] = ()
+    strip_response: frozenset[bytes] = frozenset()
+    error_header: bytes = b""  # present on answers the router made itself
+    unsent_errors: frozenset[bytes] = frozenset()  # of these, nothing has reached a replica
+    token_header: bytes = b""  # a request header the router passes on to its target
+    allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """What a service is dialled by: its replicas, or its router with the replicas as fall-back.
+
+    `endpoints` are the replicas that take new requests. `router` is None without one, and also
+    while it is down: then requests go straight to the replicas. `traits` are set for every
+    service that asks for a router, whether it is up or not.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    balance: Balance = "least_requests"
+    router: Endpoint | None = None
+    traits: RouterTraits | None = None
+    mode: Literal["direct", "through"] = field(default="direct")

@@ -1,0 +1,84 @@
+"""The compiled, immutable view of the registry that workers and the bridge act on.
+
+Owns: `Snapshot`, `BridgeSnapshot` and how they are compiled from services and endpoints.
+Does not own: delivery (control.publisher), use (proxy, bridge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gatewayd.core.model import Auth, Endpoint, Service, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A served service: its policy and what it is dialled by."""
+
+    service: Service
+    upstream: Upstream
+    allowed_paths: tuple[str, ...] | None  # effective allow-list
+    openai_errors: bool  # errors are JSON in OpenAI's shape whatever the client accepts
+    forward_auth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a worker needs to serve; a request keeps the one it began with."""
+
+    version: int
+    targets: Mapping[str, Target]  # lower-case host without port -> target
+    auth: Auth | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """A loopback port that stands for one replica."""
+
+    port: int
+    endpoint: Endpoint
+    service: str  # Service.key
+    idle_timeout: float | None
+    first_byte_timeout: float | None
+    connect_timeout: float | None
+    token_header: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSnapshot:
+    version: int
+    ports: Mapping[int, BridgePort] = field(default_factory=dict)
+
+
+def compile_snapshot(
+    version: int,
+    services: Iterable[Service],
+    upstreams: Mapping[str, Upstream],
+    *,
+    auth: Auth | None,
+    trusted_proxies: tuple[str, ...] = (),
+) -> Snapshot:
+    """Flatten services into a host table. `upstreams` is keyed by `Service.key`; a draining
+    replica has no endpoint in it. Domains are unique by the registry's word."""
+    targets: dict[str, Target] = {}
+    forward = auth is None or auth.forward
+    for service in services:
+        upstream = upstreams[service.key]
+        allowed = service.allowed_paths
+        if allowed is None and service.router is not None and upstream.traits is not None:
+            allowed = upstream.traits.allowed_paths
+        target = Target(
+            service=service,
+            upstream=upstream,
+            allowed_paths=allowed,
+            openai_errors=service.model is not None or service.router is not None,
+            forward_auth=forward or not service.auth,
+        )
+        for domain in service.domains:
+            targets[domain.lower()] = target
+    return Snapshot(
+        version=version, targets=targets, auth=auth, trusted_proxies=trusted_proxies
+    )

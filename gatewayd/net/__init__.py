@@ -1,0 +1,1 @@
+"""Input and output blocks without policy: sockets, channels, processes, shared tables."""
