@@ -79,6 +79,4 @@ def compile_snapshot(
         )
         for domain in service.domains:
             targets[domain.lower()] = target
-    return Snapshot(
-        version=version, targets=targets, auth=auth, trusted_proxies=trusted_proxies
-    )
+    return Snapshot(version=version, targets=targets, auth=auth, trusted_proxies=trusted_proxies)
