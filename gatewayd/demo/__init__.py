@@ -1,0 +1,1 @@
+"""The built-in demonstration: a small replica without a model, and a whole gateway around two."""
