@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gatewayd.core.model import Auth, Endpoint, Service, Upstream
+from gatewayd.core.ratelimit import Rule, compile_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Target:
     allowed_paths: tuple[str, ...] | None  # effective allow-list
     openai_errors: bool  # errors are JSON in OpenAI's shape whatever the client accepts
     forward_auth: bool
+    limits: tuple[Rule, ...] = ()  # service.rate_limits made ready, longest prefix first
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def compile_snapshot(
             allowed_paths=allowed,
             openai_errors=service.model is not None or service.router is not None,
             forward_auth=forward or not service.auth,
+            limits=compile_limits(service.key, service.rate_limits),
         )
         for domain in service.domains:
             targets[domain.lower()] = target
