@@ -1,1 +1,1 @@
-"""Pure decisions: no asyncio, sockets, clock, randomness or logging, and nothing of ours imported."""
+"""Pure decisions: no asyncio, sockets, clock, chance or logging, and nothing of ours imported."""

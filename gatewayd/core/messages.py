@@ -68,7 +68,7 @@ class Ack:
 
 @dataclass(slots=True)
 class ServiceTotals:
-    """Cumulative since the process began. Histograms: one count per bound of core.stats, plus +Inf."""
+    """Cumulative since the process began. Histograms: a count per bound of core.stats, and +Inf."""
 
     codes: dict[int, int] = field(default_factory=dict)
     duration_buckets: list[int] = field(default_factory=list)

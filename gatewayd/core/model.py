@@ -221,7 +221,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class RouterTraits:
-    """How the hop to a router differs from a hop to a replica; the plug-in says, neutral code obeys.
+    """How the hop to a router differs from one to a replica; the plug-in says, neutral code obeys.
 
     Header names are lower-case bytes.
     """

@@ -1,0 +1,479 @@
+"""A raw HTTP/1.1 client connection whose body bytes pass through unparsed, and its pool.
+
+Owns: the response head and where a message ends (RFC 9112, 6.3), reuse, connect errors.
+Does not own: which endpoint, whether to repeat a request, what the client is told (proxy).
+
+A body is handed on as it was read, chunk framing included; it is parsed only to find its end.
+`ClientSession` costs five times as much and was seen to give stray bytes of one reply to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from gatewayd.core.headers import BadResponse, ResponseHead, scan_response
+from gatewayd.core.model import Address, UnixAddress
+from gatewayd.core.retry import Failure
+
+_MAX_HEAD: Final = 64 * 1024
+_MAX_IDLE: Final = 512  # connections kept per address
+_BUSY_RETRY_S: Final = 0.005  # first pause when a replica's backlog is full; doubles up to 0.1
+
+IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
+
+
+class ConnectFailedError(Exception):
+    """No connection to an endpoint; `failure` is CONNECT or TIMEOUT_CONNECT."""
+
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+
+
+class Sink(Protocol):
+    """Who is told what a connection read. Body bytes go to `body_writer` directly."""
+
+    def response_started(self, connection: UpstreamConnection) -> Callable[[bytes], None]:
+        """The final head is in `connection.head`; answers with where body bytes go."""
+
+    def first_byte(self) -> None: ...
+
+    def response_ended(self, connection: UpstreamConnection) -> None: ...
+
+    def response_failed(
+        self, connection: UpstreamConnection, failure: Failure, detail: str
+    ) -> None: ...
+
+    def tunnel_closed(self, connection: UpstreamConnection) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a replica or a router; carries one exchange at a time.
+
+    `received` counts body bytes as they came, `sent` whether any byte of the request was written,
+    `request_done` is set by the sender after the request's last byte.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_complete",
+        "_drained",
+        "_headers",
+        "_is_head",
+        "_messages",
+        "_parser",
+        "_reason",
+        "_remaining",
+        "_resume",
+        "_sink",
+        "_strip",
+        "_wants_upgrade",
+        "_write_body",
+        "head",
+        "idle_since",
+        "pool",
+        "reading_paused",
+        "received",
+        "request_done",
+        "reused",
+        "state",
+        "status",
+        "transport",
+        "writing_paused",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.state = IDLE
+        self.reused = False
+        self.idle_since = 0.0
+        self.request_done = False
+        self.writing_paused = False
+        self.reading_paused = False
+        self.received = 0
+        self.status = 0
+        self.head: ResponseHead = None  # type: ignore[assignment]
+        self._sink: Sink | None = None
+        self._parser: HttpResponseParser | None = None
+        self._buffer = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._reason = b""
+        self._remaining = 0
+        self._messages = 0
+        self._complete = False
+        self._is_head = False
+        self._wants_upgrade = False
+        self._strip: frozenset[bytes] = frozenset()
+        self._write_body: Callable[[bytes], None] = _nowhere
+        self._resume: Callable[[], None] = _nothing
+        self._drained: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        name = ("idle", "head", "length", "chunked", "until-eof", "tunnel", "closed")[self.state]
+        return f"<UpstreamConnection {self.pool.address} {name}, {self.received} bytes>"
+
+    # --- the sender's side
+
+    def begin(
+        self,
+        sink: Sink,
+        data: bytes,
+        *,
+        is_head: bool = False,
+        wants_upgrade: bool = False,
+        strip: frozenset[bytes] = frozenset(),
+    ) -> None:
+        """Send the request head (and body so far) and expect one response for `sink`."""
+        self._sink = sink
+        self.state = HEAD
+        self.request_done = False
+        self.received = 0
+        self._is_head = is_head
+        self._wants_upgrade = wants_upgrade
+        self._strip = strip
+        self.transport.write(data)
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    async def drained(self) -> None:
+        """Returns when the connection takes bytes again, or is gone."""
+        if self.writing_paused and self.state != CLOSED:
+            self._drained = self.pool.loop.create_future()
+            await self._drained
+
+    def pause_reading(self) -> None:
+        if not self.reading_paused and self.state != CLOSED:
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.reading_paused and self.state != CLOSED:
+            self.reading_paused = False
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Drop the connection at once, telling nobody: the replica stops generating."""
+        self._sink = None
+        self._close()
+
+    def tunnel(self, write: Callable[[bytes], None], resume: Callable[[], None]) -> bytes:
+        """After a 101: pass every further byte to `write`, and call `resume` whenever bytes are
+        taken again. Returns what came with the head."""
+        self._write_body = write
+        self._resume = resume
+        self.state = TUNNEL
+        early, self._buffer = self._buffer, b""
+        return early
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        state = self.state
+        if state == IDLE:
+            self.pool.forget(self)
+        self.state = CLOSED
+        self._wake()
+        if state == UNTIL_EOF and exc is None:
+            self._end(reusable=False)
+        elif state == HEAD:
+            self._fail(Failure.CLOSED, "closed before it answered")
+        elif state in (LENGTH, CHUNKED, UNTIL_EOF):
+            self._fail(Failure.RESET_MIDSTREAM, "closed in the middle of its answer")
+        elif state == TUNNEL and self._sink is not None:
+            sink, self._sink = self._sink, None
+            sink.tunnel_closed(self)
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        self._wake()
+        self._resume()
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state == CHUNKED:
+            self._chunked(data)
+        elif state == LENGTH:
+            self._counted(data)
+        elif state in (UNTIL_EOF, TUNNEL):
+            if not self.received and state == UNTIL_EOF and self._sink is not None:
+                self._sink.first_byte()
+            self.received += len(data)
+            self._write_body(data)
+        elif state == HEAD:
+            self._read_head(data)
+        elif state == IDLE:
+            # Nobody asked for these bytes: they would poison the next reply.
+            self.pool.forget(self)
+            self._close()
+
+    # --- where the message ends
+
+    def _chunked(self, data: bytes) -> None:
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            self._fail(Failure.RESET_MIDSTREAM, f"sent broken chunks: {error}")
+            return
+        if self._messages != 1:
+            self._fail(Failure.RESET_MIDSTREAM, "sent a second message behind the first")
+            return
+        if not self.received and self._sink is not None:
+            self._sink.first_byte()
+        self.received += len(data)
+        self._write_body(data)
+        if self._complete:
+            self._end(reusable=not self.head.close)
+
+    def _counted(self, data: bytes) -> None:
+        if not self.received and self._sink is not None:
+            self._sink.first_byte()
+        size = len(data)
+        left = self._remaining - size
+        if left > 0:
+            self._remaining = left
+            self.received += size
+            self._write_body(data)
+            return
+        if left < 0:
+            data = data[:left]
+        self.received += len(data)
+        self._write_body(data)
+        self._end(reusable=left == 0 and not self.head.close)
+
+    def _read_head(self, data: bytes) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > _MAX_HEAD or b"\n\n" in data:
+                    self._fail(Failure.BROKEN, "sent a head that is too long or ill-formed")
+                else:
+                    self._buffer = data
+                return
+            head, rest = data[: end + 4], data[end + 4 :]
+            if not self._parse_head(head):
+                return
+            if self.status >= 200 or self.status == 101:
+                break
+            if not rest:  # an interim answer; the real one is still to come
+                return
+            data = rest
+        self._start_body(rest)
+
+    def _parse_head(self, head: bytes) -> bool:
+        self._headers = []
+        self._messages = 0
+        self._complete = False
+        self._reason = b""
+        self._parser = parser = HttpResponseParser(self)
+        try:
+            parser.feed_data(head)
+        except HttpParserUpgrade:
+            pass
+        except HttpParserError as error:
+            self._fail(Failure.BROKEN, f"sent an ill-formed head: {error}")
+            return False
+        self.status = parser.get_status_code()
+        if self.status == 101 and not self._wants_upgrade:
+            self._fail(Failure.BROKEN, "switched protocols unasked")
+            return False
+        try:
+            self.head = scan_response(self._headers, self._strip)
+        except BadResponse as error:
+            self._fail(Failure.BROKEN, f"sent a head with {error}")
+            return False
+        if parser.get_http_version() != "1.1":
+            self.head.close = True
+        return True
+
+    def _start_body(self, rest: bytes) -> None:
+        head = self.head
+        sink = self._sink
+        if sink is None:
+            return
+        if self.status == 101:
+            self._buffer = rest
+            sink.response_started(self)
+            return
+        bodyless = self._is_head or self.status in (204, 304)
+        if bodyless:
+            head.chunked = False
+            self.state = LENGTH
+        elif head.chunked:
+            self.state = CHUNKED
+        elif head.length >= 0:
+            self.state = LENGTH
+            self._remaining = head.length
+        else:
+            self.state = UNTIL_EOF
+            head.close = True
+        self._write_body = sink.response_started(self)
+        if self._sink is not sink:  # the sink gave the exchange up
+            return
+        if bodyless or (self.state == LENGTH and not head.length):
+            self._end(reusable=not rest and not head.close)
+        elif rest:
+            self.data_received(rest)
+
+    # --- endings
+
+    def _end(self, *, reusable: bool) -> None:
+        sink, self._sink = self._sink, None
+        self._parser = None
+        self._write_body = _nowhere
+        if reusable and self.request_done and self.state != CLOSED:
+            self.state = IDLE
+            self.resume_reading()
+            self.pool.put(self)
+        else:
+            self._close()
+        if sink is not None:
+            sink.response_ended(self)
+
+    def _fail(self, failure: Failure, detail: str) -> None:
+        sink, self._sink = self._sink, None
+        self._close()
+        if sink is not None:
+            sink.response_failed(self, failure, detail)
+
+    def _close(self) -> None:
+        self._parser = None
+        self._write_body = _nowhere
+        if self.state != CLOSED:
+            self.state = CLOSED
+            self._wake()
+            self.transport.abort()
+
+    def _wake(self) -> None:
+        waiter, self._drained = self._drained, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # --- httptools' callbacks; no on_body, so a body costs no call per chunk
+
+    def on_message_begin(self) -> None:
+        self._messages += 1
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason = reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+
+    def field(self, name: bytes) -> bytes | None:
+        """The first value of a field of the response head; `name` is lower-case."""
+        for raw, value in self._headers:
+            if raw.lower() == name:
+                return value
+        return None
+
+    @property
+    def status_line(self) -> bytes:
+        return b"HTTP/1.1 %d %b\r\n" % (self.status, self._reason)
+
+
+def _nowhere(data: bytes) -> None:
+    """Bytes of an answer that nobody waits for any more."""
+
+
+def _nothing() -> None:
+    """Nobody waits to write."""
+
+
+class Pool:
+    """Idle connections to one address, last in first out, so that the surplus can grow old."""
+
+    __slots__ = ("_idle", "address", "idle_s", "loop")
+
+    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop, *, idle_s: float) -> None:
+        self.address = address
+        self.idle_s = idle_s  # what has been idle for longer is closed by the owner's sweep
+        self.loop = loop
+        self._idle: list[UpstreamConnection] = []
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.address} [{len(self._idle)} idle]>"
+
+    def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:
+        """An idle connection put back after `newer_than` (loop time), or None."""
+        idle = self._idle
+        if not idle or idle[-1].idle_since < newer_than:
+            return None
+        connection = idle.pop()
+        connection.reused = True
+        return connection
+
+    def put(self, connection: UpstreamConnection) -> None:
+        if len(self._idle) >= _MAX_IDLE:
+            connection.abort()
+            return
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        try:
+            self._idle.remove(connection)
+        except ValueError:
+            pass
+
+    def close_idle(self, older_than: float = float("inf")) -> None:
+        """Close what has been idle since before `older_than` (loop time); all by default."""
+        keep = [c for c in self._idle if c.idle_since >= older_than]
+        drop = [c for c in self._idle if c.idle_since < older_than]
+        self._idle = keep
+        for connection in drop:
+            connection.abort()
+
+    async def connect(self, timeout_s: float | None) -> UpstreamConnection:
+        """A fresh connection. Raises ConnectFailedError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._connect()
+        except TimeoutError:
+            raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
+        except OSError as error:
+            detail = error.strerror or str(error)
+            raise ConnectFailedError(Failure.CONNECT, detail) from None
+
+    async def _connect(self) -> UpstreamConnection:
+        address = self.address
+        loop = self.loop
+        if not isinstance(address, UnixAddress):
+            _, protocol = await loop.create_connection(
+                lambda: UpstreamConnection(self), address.host, address.port
+            )
+            return protocol
+        pause = _BUSY_RETRY_S
+        while True:
+            try:
+                _, protocol = await loop.create_unix_connection(
+                    lambda: UpstreamConnection(self), address.path
+                )
+            except OSError as error:
+                # A Unix socket whose backlog is full says EAGAIN instead of making us wait.
+                if error.errno != errno.EAGAIN:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.1)
+            else:
+                return protocol

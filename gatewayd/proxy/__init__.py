@@ -1,0 +1,1 @@
+"""The data plane: one worker process carries clients' requests to replicas and routers."""

@@ -1,0 +1,95 @@
+"""The admission steps, in the order of nginx's phases; each gives a refusal or None.
+
+Owns: what a request must satisfy before it is forwarded. Does not own: the order (handler),
+the arithmetic of limits and tokens (core).
+
+A limit counts requests without credentials too: it stands before auth.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gatewayd.core import reply as replies
+from gatewayd.core.auth import Verdict, bearer_token, known_token
+from gatewayd.core.ratelimit import longest_prefix, retry_after_s
+from gatewayd.core.reply import LocalReply
+from gatewayd.core.routing import normal_path, path_allowed
+from gatewayd.proxy.served import Served, preflight_headers
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.handler import Edge
+
+
+def body_size(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    if exchange.length > served.max_body_size:
+        return replies.BODY_TOO_LARGE
+    return None
+
+
+def preflight(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    if served.cors is None or exchange.method != "OPTIONS":
+        return None
+    headers = preflight_headers(served.cors, exchange.head.noted.get(b"origin"))
+    return LocalReply(204, headers=headers)
+
+
+def path(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    """Decides the path that prefix rules see (BadHead when it is ambiguous) and the allow-list."""
+    if not served.by_path:
+        exchange.rule_path = "/"
+        return None
+    exchange.rule_path = normal_path(exchange.target)
+    allowed = served.allowed_paths
+    if allowed is not None and not path_allowed(exchange.rule_path, allowed):
+        return replies.PATH_FORBIDDEN
+    return None
+
+
+def rate_limit(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    rule = longest_prefix(served.limits, exchange.rule_path) if served.limits else None
+    if rule is None:
+        return None
+    if rule.header is None:
+        value = exchange.client.encode("latin-1", "replace")
+    else:
+        value = exchange.message.headers.get(rule.header, "").encode("utf-8", "surrogateescape")
+    if not value:
+        return None  # nginx does not account an empty key
+    wait_ms = edge.buckets.take(
+        rule.key(value), int(time.monotonic() * 1000), rule.rate, rule.burst
+    )
+    return replies.too_many(retry_after_s(wait_ms)) if wait_ms else None
+
+
+def token(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    """Auth by a token list. With an authority only the presence of a token is judged here."""
+    if not served.service.auth:
+        return None
+    presented = bearer_token(exchange.head.noted.get(b"authorization"))
+    if presented is None:
+        return replies.UNAUTHENTICATED
+    if edge.authority is not None:
+        return None
+    known = known_token(edge.tokens, presented)
+    if known is None:
+        return replies.UNAUTHENTICATED
+    exchange.token_name = known.name
+    return None
+
+
+def replica(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    if not served.upstream.endpoints:
+        return replies.NO_REPLICA
+    return None
+
+
+def of_verdict(verdict: Verdict) -> LocalReply | None:
+    if verdict is Verdict.YES:
+        return None
+    return replies.FORBIDDEN if verdict is Verdict.NO else replies.AUTH_UNAVAILABLE
+
+
+STEPS = (body_size, preflight, path, rate_limit, token, replica)

@@ -1,0 +1,154 @@
+"""One client request and what became of it.
+
+Owns: the facts of an exchange and writing an answer of our own to its client.
+Does not own: admission (handler), the hop upstream (forward), counting (observe).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from aiohttp.http import HttpVersion11
+
+from gatewayd.core import reply as replies
+from gatewayd.core.headers import RequestHead
+from gatewayd.core.reply import LocalReply
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import RawRequestMessage
+    from aiohttp.streams import StreamReader
+
+    from gatewayd.proxy.served import Served
+    from gatewayd.proxy.server import ClientConnection
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Running(Protocol):
+    """What currently works for an exchange and must know when its client leaves."""
+
+    def client_gone(self) -> None: ...
+
+    def client_broke(self, reply: LocalReply) -> None: ...
+
+    def client_paused(self) -> None: ...
+
+    def client_resumed(self) -> None: ...
+
+
+class Exchange:
+    """`closed_by` says who ended it first: `-` nobody (it ended whole), `client`, `upstream`,
+    `gateway`. `length` is the request's Content-Length, 0 without a body, -1 when chunked."""
+
+    __slots__ = (
+        "attempts",
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "close",
+        "closed_by",
+        "connection",
+        "expects_continue",
+        "first_byte_at",
+        "forwarded_lines",
+        "head",
+        "host",
+        "http11",
+        "length",
+        "message",
+        "method",
+        "payload",
+        "replica",
+        "request_id",
+        "rule_path",
+        "running",
+        "served",
+        "started_at",
+        "status",
+        "target",
+        "token_name",
+        "upgrade",
+        "upstream_target",
+        "via",
+    )
+
+    def __init__(
+        self, connection: ClientConnection, message: RawRequestMessage, payload: StreamReader
+    ) -> None:
+        self.connection = connection
+        self.message = message
+        self.payload = payload
+        self.method: str = message.method
+        self.target: str = message.path
+        self.http11 = message.version is HttpVersion11 or message.version == HttpVersion11
+        self.close = message.should_close or not self.http11
+        self.started_at = time.monotonic()
+        self.head: RequestHead = None  # type: ignore[assignment]
+        self.host = ""
+        self.client = connection.peer
+        self.request_id = b""
+        self.served: Served | None = None
+        self.length = 0
+        self.expects_continue = False
+        self.upgrade = b""
+        self.rule_path = "/"
+        self.upstream_target = self.target
+        self.forwarded_lines = b""
+        self.running: Running | None = None
+        self.status = 0
+        self.replica = ""
+        self.via = "-"
+        self.token_name = ""
+        self.attempts = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte_at = 0.0
+        self.closed_by = "-"
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.method} {self.host} {self.status or 'open'}>"
+
+    @property
+    def service_name(self) -> str:
+        return "-" if self.served is None else self.served.name
+
+    @property
+    def body_arrived(self) -> bool:
+        return self.payload.is_eof()
+
+    def send_continue(self) -> None:
+        """Answer `Expect: 100-continue` once somebody is ready to take the body."""
+        if self.expects_continue:
+            self.expects_continue = False
+            transport = self.connection.transport
+            if transport is not None:
+                transport.write(_CONTINUE)
+
+    def answer(self, reply: LocalReply) -> None:
+        """Send an answer of our own and end the exchange. Nothing may have been sent before."""
+        connection = self.connection
+        transport = connection.transport
+        self.status = reply.status
+        if transport is None:
+            connection.exchange_ended(self)
+            return
+        served = self.served
+        accept = b"" if self.head is None else self.head.noted.get(b"accept", b"")
+        as_json = (served is not None and served.openai_errors) or b"json" in accept
+        content_type, body = replies.body(reply, as_json=as_json)
+        # What still arrives of this request is not worth reading for an answer it cannot change.
+        self.close = self.close or reply.close or not self.body_arrived or connection.closing
+        head = replies.head(
+            reply,
+            content_type,
+            len(body),
+            request_id=self.request_id,
+            date=connection.date(),
+            close=self.close,
+        )
+        if self.method == "HEAD" or reply.status == 204:
+            body = b""
+        transport.write(head + body)
+        self.bytes_out = len(body)
+        connection.exchange_ended(self)

@@ -1,0 +1,263 @@
+"""THE REQUEST PATH, top to bottom: what happens to a request from its head to its record.
+
+Owns: the order. Does not own: each step (admit, forward, observe).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from gatewayd.core import reply as replies
+from gatewayd.core.auth import Verdict, bearer_token, index_tokens
+from gatewayd.core.clients import ClientAddresses
+from gatewayd.core.headers import BadHead, scan_request, tokens
+from gatewayd.core.model import Limits, Token, TokensAuth
+from gatewayd.core.reply import LocalReply
+from gatewayd.core.routing import host_name, split_target, strip_prefix, unknown_host
+from gatewayd.core.snapshot import Snapshot
+from gatewayd.net.buckets import BucketStore
+from gatewayd.proxy import admit
+from gatewayd.proxy.accesslog import AccessLog
+from gatewayd.proxy.authority import Authority, authority_for
+from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.observe import Meters
+from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.served import Live, Served
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.server import ClientConnection
+
+_MAX_ID: Final = 128
+_SANE_ID: Final = frozenset(
+    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/+=@"
+)
+
+
+class Edge:
+    """A worker's view of the gateway. `apply` swaps the world; running exchanges keep theirs."""
+
+    def __init__(
+        self, plane: Plane, limits: Limits, buckets: BucketStore, access_log: AccessLog
+    ) -> None:
+        self.plane = plane
+        self.limits = limits
+        self.buckets = buckets
+        self.access_log = access_log
+        self.meters = Meters()
+        self.draining = False
+        self.authority: Authority | None = None
+        self.tokens: Mapping[bytes, Token] = {}
+        self._addresses = ClientAddresses(())
+        self._served: dict[str, Served] = {}  # by host
+        self._live: dict[str, Live] = {}  # by service
+        self._id_prefix = os.urandom(8).hex()
+        self._id_count = 0
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Make a snapshot the world of every request that begins from now on."""
+        by_service: dict[str, Served] = {}
+        served: dict[str, Served] = {}
+        for host, target in snapshot.targets.items():
+            key = target.service.key
+            if key not in by_service:
+                live = self._live.get(key)
+                if live is None:
+                    live = self._live[key] = Live(self.meters.of(key))
+                live.ejections.retain({e.id for e in target.upstream.endpoints})
+                by_service[key] = Served(target, live)
+            served[host] = by_service[key]
+        self._served = served
+        for key in [key for key in self._live if key not in by_service]:
+            del self._live[key]
+        self.meters.keep(set(by_service))
+        self._addresses = ClientAddresses(snapshot.trusted_proxies)
+        auth = snapshot.auth
+        self.tokens = index_tokens(auth.tokens) if isinstance(auth, TokensAuth) else {}
+        if self.authority is None or self.authority.auth != auth:
+            if self.authority is not None:
+                self.plane.spawn(self.authority.aclose())
+            self.authority = authority_for(auth)
+        upstreams = [s.upstream for s in by_service.values()]
+        endpoints = [e for u in upstreams for e in (*u.endpoints, *((u.router,) * bool(u.router)))]
+        self.plane.keep_pools({e.address for e in endpoints if e is not None})
+
+    # --- one request
+
+    def begin(self, exchange: Exchange) -> None:
+        try:
+            reply = self._admit(exchange)
+        except BadHead as error:
+            reply = replies.bad_request(str(error))
+        served = exchange.served
+        if reply is not None:
+            if reply.rejection and served is not None:
+                served.meter.rejected(reply.rejection)
+            exchange.answer(reply)
+            return
+        assert served is not None
+        if self.authority is not None and served.service.auth:
+            _Judging(self, exchange, served).start()
+        else:
+            self.forward(exchange, served)
+
+    def _admit(self, exchange: Exchange) -> LocalReply | None:
+        self._read_head(exchange)
+        served = self._served.get(exchange.host)
+        if served is None:
+            return unknown_host(exchange.method, exchange.target)
+        exchange.served = served
+        for step in admit.STEPS:
+            if refusal := step(self, exchange, served):
+                return refusal
+        return None
+
+    def forward(self, exchange: Exchange, served: Served) -> None:
+        prefix = served.service.strip_prefix
+        if prefix is not None:
+            exchange.upstream_target = strip_prefix(exchange.target, prefix)
+        Forward(self.plane, exchange, served).start()
+
+    def ended(self, exchange: Exchange) -> None:
+        now = time.monotonic()
+        served = exchange.served
+        (self.meters.nobody if served is None else served.meter).record(exchange, now)
+        self.access_log.write(exchange, now)
+
+    def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
+        """A request whose head could not be read: it belongs to no service and is no exchange."""
+        nobody = self.meters.nobody
+        nobody.totals.codes[reply.status] = nobody.totals.codes.get(reply.status, 0) + 1
+        nobody.changed = True
+        content_type, body = replies.body(reply, as_json=False)
+        return replies.head(
+            reply,
+            content_type,
+            len(body),
+            request_id=self._new_id(),
+            date=self.http_date(),
+            close=True,
+        ) + body  # fmt: skip
+
+    def http_date(self) -> bytes:
+        return self.plane.date()
+
+    # --- the head
+
+    def _read_head(self, exchange: Exchange) -> None:
+        """Fill in what the head says. Raises BadHead for what is refused, never repaired."""
+        message = exchange.message
+        # First, so that a refusal carries it too.
+        exchange.request_id = self._new_id()
+        exchange.head = head = scan_request(message.raw_headers)
+        noted = head.noted
+        if message.version.major != 1 or message.version.minor not in (0, 1):
+            raise BadHead("Only HTTP/1.0 and HTTP/1.1 are spoken here")
+        if message.method == "CONNECT":
+            raise BadHead("CONNECT is not served here")
+        raw_host = noted.get(b"host", b"")
+        exchange.host = host_name(raw_host)
+        if not exchange.host and exchange.http11:
+            raise BadHead("Host is empty")
+        if not exchange.target.startswith("/") or "\\" in exchange.target:
+            exchange.target = split_target(exchange.target, exchange.host)
+        exchange.upstream_target = exchange.target
+        self._read_framing(exchange, noted)
+        trusted = self._addresses
+        forwarded_for = noted.get(b"x-forwarded-for")
+        proto = b"http"
+        client = peer = exchange.connection.peer
+        chain = peer
+        if trusted.any and trusted.trusts(peer):
+            client, chain = trusted.client(peer, forwarded_for)
+            proto = noted.get(b"x-forwarded-proto", proto)
+            proto = proto if proto in (b"http", b"https") else b"http"
+            theirs = noted.get(b"x-request-id")
+            if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):
+                exchange.request_id = theirs
+        exchange.client = client
+        exchange.forwarded_lines = (
+            b"X-Request-Id: %b\r\nX-Real-IP: %b\r\nX-Forwarded-For: %b\r\n"
+            b"X-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
+            % (exchange.request_id, client.encode(), chain.encode(), proto, raw_host)
+        )
+
+    def _read_framing(self, exchange: Exchange, noted: dict[bytes, bytes]) -> None:
+        length = noted.get(b"content-length")
+        if exchange.message.chunked:
+            exchange.length = -1
+        elif length is not None:
+            exchange.length = int(length)
+        elif b"transfer-encoding" in noted:
+            raise BadHead("Transfer-Encoding is not understood")
+        expect = noted.get(b"expect")
+        if expect is not None:
+            exchange.expects_continue = expect.lower() == b"100-continue" and exchange.http11
+        upgrade = noted.get(b"upgrade")
+        if upgrade is not None and b"upgrade" in tokens(noted.get(b"connection", b"")):
+            if b"h2c" in tokens(upgrade):
+                raise BadHead("Upgrade to h2c is not served here")
+            if exchange.http11:
+                exchange.upgrade = upgrade
+                exchange.close = True
+
+    def _new_id(self) -> bytes:
+        self._id_count += 1
+        return f"{self._id_prefix}{self._id_count:08x}".encode()
+
+
+class _Judging:
+    """An exchange that waits for an authority's word."""
+
+    def __init__(self, edge: Edge, exchange: Exchange, served: Served) -> None:
+        self._edge = edge
+        self._exchange = exchange
+        self._served = served
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        edge, exchange, served = self._edge, self._exchange, self._served
+        assert edge.authority is not None
+        token = bearer_token(exchange.head.noted.get(b"authorization"))
+        assert token is not None  # admit.token has refused its absence
+        verdict = edge.authority.known(served.key, token)
+        if verdict is Verdict.UNKNOWN:
+            exchange.running = self
+            self._task = edge.plane.spawn(self._ask(edge.authority, token))
+        else:
+            self._go_on(admit.of_verdict(verdict))
+
+    async def _ask(self, authority: Authority, token: bytes) -> None:
+        served = self._served
+        verdict = await authority.ask(served.key, served.service.project, token, self._exchange)
+        self._go_on(admit.of_verdict(verdict))
+
+    def _go_on(self, refusal: LocalReply | None) -> None:
+        exchange = self._exchange
+        exchange.running = None
+        if refusal is None:
+            self._edge.forward(exchange, self._served)
+        else:
+            self._served.meter.rejected(refusal.rejection)
+            exchange.answer(refusal)
+
+    def client_gone(self) -> None:
+        self._exchange.status = 499
+        self._exchange.closed_by = "client"
+        if self._task is not None:
+            self._task.cancel()
+
+    def client_broke(self, reply: LocalReply) -> None:
+        self.client_gone()
+        self._exchange.running = None
+        self._exchange.answer(reply)
+
+    def client_paused(self) -> None:
+        """Nothing is being sent yet."""
+
+    def client_resumed(self) -> None:
+        """Nothing is being sent yet."""

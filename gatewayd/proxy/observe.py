@@ -1,0 +1,89 @@
+"""Counting: one record per exchange, into the totals that are reported to control.
+
+Owns: counters and histograms of this process. Does not own: their export (control.telemetry),
+log lines (accesslog).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from gatewayd.core.messages import ServiceTotals
+from gatewayd.core.stats import DURATION_BOUNDS, TTFB_BOUNDS
+from gatewayd.proxy.exchange import Exchange
+
+
+class Meter:
+    """Cumulative counts of one service in this process."""
+
+    __slots__ = ("changed", "totals")
+
+    def __init__(self) -> None:
+        self.totals = ServiceTotals(
+            duration_buckets=[0] * (len(DURATION_BOUNDS) + 1),
+            ttfb_buckets=[0] * (len(TTFB_BOUNDS) + 1),
+        )
+        self.changed = False
+
+    def record(self, exchange: Exchange, now: float) -> None:
+        """Count a finished exchange. `now` is monotonic seconds."""
+        totals = self.totals
+        codes = totals.codes
+        status = exchange.status
+        codes[status] = codes.get(status, 0) + 1
+        seconds = now - exchange.started_at
+        totals.duration_buckets[bisect_left(DURATION_BOUNDS, seconds)] += 1
+        totals.duration_sum += seconds
+        if exchange.first_byte_at:
+            seconds = exchange.first_byte_at - exchange.started_at
+            totals.ttfb_buckets[bisect_left(TTFB_BOUNDS, seconds)] += 1
+            totals.ttfb_sum += seconds
+        totals.bytes_in += exchange.bytes_in
+        totals.bytes_out += exchange.bytes_out
+        self.changed = True
+
+    def rejected(self, reason: str) -> None:
+        rejections = self.totals.rejections
+        rejections[reason] = rejections.get(reason, 0) + 1
+        self.changed = True
+
+    def upstream_error(self, replica: str, kind: str) -> None:
+        errors = self.totals.upstream_errors
+        errors[replica, kind] = errors.get((replica, kind), 0) + 1
+        self.changed = True
+
+    def retried(self) -> None:
+        self.totals.retries += 1
+        self.changed = True
+
+    def fell_back(self) -> None:
+        self.totals.fallbacks += 1
+        self.changed = True
+
+
+class Meters:
+    """The meters of a process, by `Service.key`; "" counts what belongs to no service."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+        self.nobody = self.of("")
+
+    def of(self, key: str) -> Meter:
+        meter = self._meters.get(key)
+        if meter is None:
+            meter = self._meters[key] = Meter()
+        return meter
+
+    def keep(self, keys: set[str]) -> None:
+        """Forget services that are gone; what still runs for them counts into the void."""
+        for key in [k for k in self._meters if k and k not in keys]:
+            del self._meters[key]
+
+    def take_changed(self) -> dict[str, ServiceTotals]:
+        """Totals of the meters that changed since the last call."""
+        changed = {}
+        for key, meter in self._meters.items():
+            if meter.changed:
+                meter.changed = False
+                changed[key] = meter.totals
+        return changed

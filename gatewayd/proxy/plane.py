@@ -1,0 +1,109 @@
+"""What every exchange of one process shares: loop, pools, load counts, tasks, the sweeper.
+
+Owns: connection pools by address, tasks of exchanges, the walk over deadlines.
+Does not own: snapshots and admission (handler), what a timeout means (forward).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Coroutine
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final
+
+from gatewayd.core.model import Address, Endpoint
+from gatewayd.net.loads import LoadTable
+from gatewayd.net.upstream import Pool
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.forward import Forward
+    from gatewayd.proxy.server import EdgeServer
+
+_log = logging.getLogger("gatewayd.proxy")
+
+# Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
+# replica is about to close must not be chosen.
+POOL_IDLE_S: Final = 2.0
+_SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
+_SLOW_EVERY: Final = 10  # connections and pools, in sweeps
+
+
+class Plane:
+    """`active` are the forwards that run now, for the sweeper and for draining."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, loads: LoadTable) -> None:
+        self.loop = loop
+        self.loads = loads
+        self.active: set[Forward] = set()
+        self.servers: list[EdgeServer] = []
+        self.chance = random.Random()  # noqa: S311  (spreads ties, guards nothing)
+        self.body_idle_timeout = 60.0
+        self.unreachable: set[str] = set()  # endpoints that refused, since the last report
+        self._pools: dict[Address, Pool] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._date = b""
+        self._date_until = 0.0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def pool(self, endpoint: Endpoint) -> Pool:
+        pool = self._pools.get(endpoint.address)
+        if pool is None:
+            idle_s = max(POOL_IDLE_S, endpoint.reuse_s)
+            pool = self._pools[endpoint.address] = Pool(endpoint.address, self.loop, idle_s=idle_s)
+        return pool
+
+    def keep_pools(self, addresses: set[Address]) -> None:
+        """Close the idle connections of addresses that are no longer dialled."""
+        for address in [a for a in self._pools if a not in addresses]:
+            self._pools.pop(address).close_idle()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run part of an exchange; the plane owns the task and logs what it did not expect."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task of an exchange failed", exc_info=error)
+
+    def date(self) -> bytes:
+        """The Date field's value (RFC 9110, 6.6.1), formatted once a second."""
+        now = self.loop.time()
+        if now >= self._date_until:
+            self._date = formatdate(usegmt=True).encode()
+            self._date_until = now + 1.0
+        return self._date
+
+    def start(self) -> None:
+        self._sweeper = self.loop.create_task(self._sweep())
+
+    async def aclose(self) -> None:
+        tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.keep_pools(set())
+
+    async def _sweep(self) -> None:
+        """One task walks all deadlines: a timer per exchange would cost 5 µs each."""
+        loop = self.loop
+        for turn in itertools.count(1):
+            await asyncio.sleep(_SWEEP_S)
+            now = loop.time()
+            try:
+                for forward in list(self.active):
+                    forward.sweep(now)
+                if turn % _SLOW_EVERY == 0:
+                    for server in self.servers:
+                        for connection in server.each():
+                            connection.sweep(now)
+                    for pool in list(self._pools.values()):
+                        pool.close_idle(now - pool.idle_s)
+            except Exception:
+                _log.exception("the sweeper met what it did not expect; it goes on")

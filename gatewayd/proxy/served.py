@@ -1,0 +1,136 @@
+"""A service as one process serves it: the snapshot's target made ready, beside its live state.
+
+Owns: what can be computed once per snapshot so that no request does it; live state that
+survives snapshots (ejections, the rotation of round robin).
+Does not own: the decisions (core), the path of a request (handler, forward).
+"""
+
+from __future__ import annotations
+
+from gatewayd.core.balancer import Ejections
+from gatewayd.core.model import Cors, RouterTraits
+from gatewayd.core.snapshot import Target
+from gatewayd.proxy.observe import Meter
+
+_CORS_FIELDS = frozenset(
+    (
+        b"access-control-allow-origin",
+        b"access-control-allow-methods",
+        b"access-control-allow-headers",
+        b"access-control-allow-credentials",
+        b"access-control-max-age",
+    )
+)
+_NO_TRAITS = RouterTraits()
+
+
+class Live:
+    """State of one service in this process that a new snapshot does not touch."""
+
+    __slots__ = ("ejections", "meter", "turn")
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.ejections = Ejections()
+        self.turn = 0
+
+
+class Served:
+    """Immutable but for `live`; an exchange keeps the one it began with."""
+
+    __slots__ = (
+        "allowed_paths",
+        "by_path",
+        "cors",
+        "forward_auth",
+        "key",
+        "limits",
+        "live",
+        "mark_failures",
+        "max_body_size",
+        "meter",
+        "name",
+        "openai_errors",
+        "refuse_redirects",
+        "router",
+        "router_lines",
+        "service",
+        "strip_response",
+        "strip_router_response",
+        "timeouts",
+        "traits",
+        "upstream",
+    )
+
+    def __init__(self, target: Target, live: Live) -> None:
+        service = target.service
+        self.service = service
+        self.key = service.key
+        self.name = service.name
+        self.live = live
+        self.meter = live.meter
+        self.upstream = target.upstream
+        self.router = target.upstream.router
+        self.traits = target.upstream.traits or _NO_TRAITS
+        self.router_lines = b"".join(b"%b: %b\r\n" % h for h in self.traits.request_headers)
+        self.timeouts = service.timeouts
+        self.max_body_size = service.client_max_body_size
+        self.limits = target.limits
+        self.allowed_paths = target.allowed_paths
+        # Whether any rule depends on the path, so that it must be normalised first.
+        self.by_path = self.allowed_paths is not None or any(
+            rule.prefix != "/" for rule in self.limits
+        )
+        self.openai_errors = target.openai_errors
+        self.forward_auth = target.forward_auth
+        self.cors = service.cors
+        self.strip_response = _CORS_FIELDS if self.cors else frozenset()
+        self.strip_router_response = self.strip_response | self.traits.strip_response
+        self.refuse_redirects = False
+        self.mark_failures = False
+
+    def __repr__(self) -> str:
+        return f"<Served {self.key} [{len(self.upstream.endpoints)} endpoints]>"
+
+
+def preflight_headers(cors: Cors, origin: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+    """What a preflight (Fetch, 4.8) is answered with; nothing for an origin that may not ask."""
+    allowed = _allowed_origin(cors, origin)
+    if allowed is None:
+        return ((b"Vary", b"Origin"),)
+    fields = [
+        (b"Access-Control-Allow-Origin", allowed),
+        (b"Access-Control-Allow-Methods", ", ".join(cors.methods).encode()),
+        (b"Access-Control-Allow-Headers", ", ".join(cors.headers).encode()),
+        (b"Access-Control-Max-Age", b"%d" % cors.max_age),
+    ]
+    return tuple(fields + _credentials(cors, allowed))
+
+
+def response_headers(cors: Cors, origin: bytes | None) -> bytes:
+    """Lines added to a proxied answer in place of the replica's own."""
+    allowed = _allowed_origin(cors, origin)
+    if allowed is None:
+        return b"Vary: Origin\r\n"
+    fields = [
+        (b"Access-Control-Allow-Origin", allowed),
+        (b"Access-Control-Allow-Methods", ", ".join(cors.methods).encode()),
+        (b"Access-Control-Allow-Headers", ", ".join(cors.headers).encode()),
+    ]
+    return b"".join(b"%b: %b\r\n" % field for field in fields + _credentials(cors, allowed))
+
+
+def _allowed_origin(cors: Cors, origin: bytes | None) -> bytes | None:
+    if "*" in cors.origins and not cors.credentials:
+        return b"*"
+    if origin is None:
+        return None
+    known = "*" in cors.origins or origin.decode("latin-1") in cors.origins
+    return origin if known else None
+
+
+def _credentials(cors: Cors, allowed: bytes) -> list[tuple[bytes, bytes]]:
+    fields = [] if allowed == b"*" else [(b"Vary", b"Origin")]
+    if cors.credentials:
+        fields.append((b"Access-Control-Allow-Credentials", b"true"))
+    return fields
