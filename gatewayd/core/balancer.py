@@ -125,8 +125,8 @@ def pick(
         return endpoints[salt % count]
     in_flight = loads.loads([endpoint.index for endpoint in endpoints])
     least = min(in_flight)
-    if in_flight.count(least) == 1:
-        return endpoints[in_flight.index(least)]
+    at = in_flight.index(least)
     # Among the ties only: the next after a busy one would else get that one's share as well.
-    ties = [endpoint for endpoint, n in zip(endpoints, in_flight, strict=True) if n == least]
-    return ties[salt % len(ties)]
+    for _ in range(salt % in_flight.count(least)):
+        at = in_flight.index(least, at + 1)
+    return endpoints[at]
