@@ -54,7 +54,8 @@ _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 @dataclass(frozen=True, slots=True)
 class Command:
     """What to run. `env` is the whole environment; `pass_fds` keep their numbers in the child and
-    stay open here. With `parent_death` the child gets that signal when this process dies."""
+    stay open here. With `parent_death` the child gets that signal when this process dies. Lines
+    that `chatter` matches are neither kept nor handed on."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -62,6 +63,7 @@ class Command:
     parent_death: signal.Signals | None = signal.SIGTERM
     stdout: Output = "pump"
     stderr: Output = "pump"
+    chatter: re.Pattern[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,13 @@ class Exit:
 class _Pump(asyncio.Protocol):
     """Drains a pipe: a full one would stop the child in the middle of a line."""
 
-    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, on_line: Callable[[str], None] | None, chatter: re.Pattern[str] | None
+    ) -> None:
         self.words: deque[str] = deque(maxlen=KEPT_LINES)
         self.closed = asyncio.Event()
         self._on_line = on_line
+        self._chatter = chatter
         self._part = b""
 
     def data_received(self, data: bytes) -> None:
@@ -106,11 +111,12 @@ class _Pump(asyncio.Protocol):
 
     def _line(self, raw: bytes) -> None:
         clean = _CONTROLS.sub(b"", _ESCAPES.sub(b"", raw[:LINE_SIZE])).rstrip()
-        if clean:
-            text = clean.decode("utf-8", "replace")
-            self.words.append(text)
-            if self._on_line is not None:
-                self._on_line(text)
+        text = clean.decode("utf-8", "replace")
+        if not text or (self._chatter is not None and self._chatter.search(text)):
+            return
+        self.words.append(text)
+        if self._on_line is not None:
+            self._on_line(text)
 
 
 class Child:
@@ -134,7 +140,7 @@ class Child:
     ) -> Child:
         """Raises OSError when the program cannot be started."""
         argv = _guarded(command)
-        pump = _Pump(on_line)
+        pump = _Pump(on_line, command.chatter)
         read_end, write_end = os.pipe()
         loop = asyncio.get_running_loop()
         pipe, _ = await loop.connect_read_pipe(lambda: pump, os.fdopen(read_end, "rb", 0))

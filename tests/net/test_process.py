@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -91,6 +92,16 @@ async def test_what_it_prints_is_stripped_cut_and_kept() -> None:
     assert lines[1] == "x" * 4096
     assert lines[2:] == ["bad \ufffd utf-8", "no newline at the end"]
     assert child.words == tuple(lines)
+
+
+async def test_chatter_is_not_kept() -> None:
+    lines: list[str] = []
+    code = "print('blah: 1'); print('panic'); print('blah: 2')"
+    child = await Child.spawn("child", python(code, chatter=re.compile("^blah")), lines.append)
+    await child.wait()
+    await child.finish()
+    assert lines == ["panic"]
+    assert child.words == ("panic",)
 
 
 async def test_a_flood_of_output_neither_blocks_it_nor_grows_what_is_kept() -> None:
