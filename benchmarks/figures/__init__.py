@@ -1,0 +1,15 @@
+"""One module per group of figures; `ALL` is what a full run measures, in this order."""
+
+from __future__ import annotations
+
+from benchmarks.figures import bulk, chain, lifecycle, memory, small, sse
+from benchmarks.report import Figure
+
+ALL: tuple[Figure, ...] = (
+    *small.FIGURES,
+    *sse.FIGURES,
+    *bulk.FIGURES,
+    *memory.FIGURES,
+    *chain.FIGURES,
+    *lifecycle.FIGURES,
+)
