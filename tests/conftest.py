@@ -1,0 +1,46 @@
+"""Tests that need a program which is not from the Python package index say so with
+`@pytest.mark.needs("promtool")`: without it they are deselected, and a line at the end tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+PACKAGES = {"promtool": "prometheus", "nginx": "nginx", "curl": "curl", "wrk": "wrk"}
+_missing = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): deselected where it is not installed")
+    config.stash[_missing] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # nginx is there on Debian
+    missing = config.stash[_missing]
+    kept, left = [], []
+    for item in items:
+        absent = [
+            program
+            for mark in item.iter_markers("needs")
+            for program in mark.args
+            if shutil.which(program, path=path) is None
+        ]
+        for program in absent:
+            missing[program] = missing.get(program, 0) + 1
+        (left if absent else kept).append(item)
+    if left:
+        items[:] = kept
+        config.hook.pytest_deselected(items=left)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for program, count in sorted(config.stash[_missing].items()):
+        package = PACKAGES.get(program, program)
+        terminalreporter.write_line(
+            f"not run: {count} that need {program} (Debian: apt-get install {package})", yellow=True
+        )
