@@ -1,0 +1,1 @@
+"""The admin address: registry calls, status, metrics."""

@@ -1,0 +1,147 @@
+"""What the data plane is told about the state: upstreams for workers, ports for the bridge.
+
+Owns: leases of what is compiled in, which routers are used at this moment. Does not own: the host
+table (core.snapshot), delivery (control.publisher).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gatewayd.control.leases import IndexLeases, LeaseError, PortLeases
+from gatewayd.control.state import State
+from gatewayd.core.model import Endpoint, Replica, RouterTraits, Service, TcpAddress, Upstream
+from gatewayd.core.snapshot import BridgePort, Snapshot, compile_snapshot
+
+_log = logging.getLogger(__name__)
+
+_ROUTER_REUSE_S: Final = 30.0  # our own child: its keep-alive is known to be longer
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """A service's router as far as requests are concerned. `address` is None while it cannot
+    serve: not up yet, hung, or without a target."""
+
+    endpoint_id: str
+    address: TcpAddress | None
+    traits: RouterTraits
+
+
+class Routers(Protocol):
+    def view(self, service_key: str) -> RouterView | None:
+        """None for a service that asks for no router."""
+        ...
+
+
+class Compiler:
+    def __init__(
+        self,
+        state: State,
+        indexes: IndexLeases,
+        ports: PortLeases,
+        routers: Routers,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state = state
+        self._indexes = indexes
+        self._ports = ports
+        self._routers = routers
+        self._clock = clock
+        self._last_ports: dict[int, BridgePort] = {}
+
+    def snapshot(self, version: int) -> Snapshot:
+        services = list(self._state.services.values())
+        wanted = {(s.key, replica.id) for s, replica in self._state.replicas()}
+        for service in services:
+            view = self._routers.view(service.key)
+            if view is not None and view.address is not None:
+                wanted.add((service.key, view.endpoint_id))
+        self._indexes.keep(wanted)
+        return compile_snapshot(
+            version,
+            services,
+            {service.key: self._upstream(service) for service in services},
+            auth=self._state.auth,
+            trusted_proxies=self._state.trusted_proxies,
+        )
+
+    def _upstream(self, service: Service) -> Upstream:
+        endpoints = tuple(
+            self._endpoint(service, replica) for replica in service.replicas if not replica.draining
+        )
+        view = self._routers.view(service.key)
+        if view is None:
+            return Upstream(endpoints, service.balance)
+        if view.address is None or not endpoints:
+            return Upstream(endpoints, service.balance, traits=view.traits)
+        router = Endpoint(
+            id=view.endpoint_id,
+            address=view.address,
+            index=self._indexes.lease((service.key, view.endpoint_id)),
+            reuse_s=_ROUTER_REUSE_S,
+        )
+        return Upstream(endpoints, service.balance, router, view.traits, "through")
+
+    def _endpoint(self, service: Service, replica: Replica) -> Endpoint:
+        index = self._indexes.lease((service.key, replica.id))
+        return Endpoint(replica.id, replica.address, index, replica.id)
+
+    # --- bridge ports --------------------------------------------------------------------------
+
+    def bridge_ports(self) -> dict[int, BridgePort]:
+        """Ports of today's replicas, and of gone ones that still answer somebody."""
+        now = self._clock()
+        current: dict[int, BridgePort] = {}
+        wanted = set()
+        for service, replica in self._state.replicas():
+            if (view := self._routers.view(service.key)) is None:
+                continue
+            key = (service.key, replica.id)
+            wanted.add(key)
+            try:
+                port = self._ports.lease(key, now).port
+            except LeaseError as error:
+                _log.error("%s: replica %s: %s", service.key, replica.id, error)
+                continue
+            current[port] = BridgePort(
+                port=port,
+                endpoint=self._endpoint(service, replica),
+                service=service.key,
+                idle_timeout=service.timeouts.idle,
+                first_byte_timeout=service.timeouts.first_byte,
+                connect_timeout=service.timeouts.connect,
+                token_header=view.traits.token_header,
+            )
+        self._ports.keep(wanted)
+        for port in self._ports.by_port():
+            if port in self._last_ports:
+                current.setdefault(port, self._last_ports[port])
+        self._last_ports = current
+        return current
+
+    def port(self, service_key: str, replica_id: str) -> int | None:
+        lease = self._ports.get((service_key, replica_id))
+        return None if lease is None else lease.port
+
+    def port_sockets(self) -> dict[int, socket.socket]:
+        return {port: lease.sock for port, lease in self._ports.by_port().items()}
+
+    # --- what lingers --------------------------------------------------------------------------
+
+    @property
+    def lingering(self) -> bool:
+        return bool(self._indexes.lingering or self._ports.lingering)
+
+    def reap(self) -> bool:
+        """Free what nobody uses any more. Whether a port went, which the bridge has to hear of."""
+        now = self._clock()
+        gone = self._ports.reap(self._indexes.load, now)  # first: it asks for their load
+        self._indexes.reap(now)
+        return bool(gone)

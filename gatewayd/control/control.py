@@ -1,0 +1,282 @@
+"""The control process: everything slow, none of the traffic.
+
+Owns: the order of start and stop, signals, who is told what. Does not own: each part's work.
+
+Start: state directory, sockets, tables, processes, first snapshot; only then what takes long to
+import or to come up (the admin address, routers). Stop: the workers drain, then routers and the
+bridge go, then the admin address, so that it can tell until the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from gatewayd.config.model import Config
+from gatewayd.control.compiler import Compiler
+from gatewayd.control.leases import IndexLeases, PortLeases
+from gatewayd.control.publisher import Publisher
+from gatewayd.control.reachability import Reachability
+from gatewayd.control.registry import Registry
+from gatewayd.control.router_host import RouterHost
+from gatewayd.control.router_hosts import RouterHosts
+from gatewayd.control.slot import Argv, Hooks, SlotProcess, own_command
+from gatewayd.control.sockets import Sockets
+from gatewayd.control.state import State
+from gatewayd.control.survivors import StateDir, StateDirError, dismiss
+from gatewayd.control.telemetry import Telemetry
+from gatewayd.control.workers import Workers
+from gatewayd.core.messages import ReopenLogs, Report
+from gatewayd.core.model import Address, RouterSpec
+from gatewayd.net.buckets import SharedStore
+from gatewayd.net.listeners import ListenError
+from gatewayd.net.loads import LoadTable
+from gatewayd.routers.base import port_pool
+
+_log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S: Final = 30.0
+_SURVIVOR_GRACE_S: Final = 5.0
+
+Ready = Callable[[tuple[Address, ...]], None]
+LoadConfig = Callable[[], Config]
+
+
+async def serve(
+    config: Config,
+    ready: Ready | None = None,
+    *,
+    load: LoadConfig | None = None,
+    environ: Mapping[str, str] | None = None,
+    argv: Argv = own_command,
+) -> int:
+    """Serve until a signal or cancellation says stop. The exit code: 0 clean, 1 failure.
+
+    `ready` is called once with the public addresses that are bound, when every worker serves.
+    `load` reads the configuration again for a reload; without it there is nothing to reload.
+    """
+    control = Control(config, load=load, environ=environ or {}, argv=argv)
+    try:
+        await control.start()
+    except (ListenError, StateDirError) as error:
+        _log.error("%s", error)
+        await control.stop(now=True)
+        return 1
+    except BaseException:
+        await control.stop(now=True)
+        raise
+    control.listen_to_signals()
+    try:
+        if ready is not None:
+            ready(control.addresses)
+        await control.stop_asked.wait()
+    finally:
+        await control.stop()
+    return 0
+
+
+class Control:
+    def __init__(
+        self, config: Config, *, load: LoadConfig | None, environ: Mapping[str, str], argv: Argv
+    ) -> None:
+        self.config = config
+        self.started = time.monotonic()
+        self.draining = False
+        self.stop_asked = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._load_config = load
+        self._environ = environ
+        self._argv = argv
+        self._ready_changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closers = AsyncExitStack()
+        self.state = State(config.auth, config.trusted_proxies)
+        self.telemetry = Telemetry()
+        self.state_dir = StateDir(config.state_dir)
+        self.sockets = Sockets()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The public addresses that are bound."""
+        return tuple(listener.address for listener in self.sockets.public)
+
+    # --- start ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        config = self.config
+        self.state_dir.acquire()
+        self._closers.callback(self.state_dir.release)
+        survivors = self.state_dir.survivors()
+        self.sockets.bind(config, self._environ, takeover=bool(survivors))
+        self._closers.callback(self.sockets.close)
+        self._build()
+        self.state.services = {service.key: service for service in config.services}
+        self.telemetry.keep(self.state.services)
+        self.workers.start()
+        self.routers.follow()
+        self.publisher.start()
+        await self.publisher.publish()
+        await self._serve_admin()
+        await self._until_ready()
+        for service, replica in self.state.replicas():
+            self.reachability.suspect(service.key, replica.id)
+        if survivors:
+            timeout = config.drain_timeout + _SURVIVOR_GRACE_S
+            self._own(dismiss(survivors, timeout), "dismiss survivors")
+
+    def _build(self) -> None:
+        config = self.config
+        self.loads = LoadTable.create(config.workers + 1)
+        self.buckets = SharedStore.create()
+        self.workers = Workers(
+            config.workers,
+            limits=config.limits,
+            log=config.log,
+            listeners=self.sockets.public,
+            loads=self.loads,
+            buckets_fd=self.buckets.fd,
+            hooks=Hooks(
+                self._spawned, self._process_ready, self._acked, self._reported, self._died
+            ),
+            argv=self._argv,
+        )
+        self.indexes = IndexLeases(self.loads)
+        self.ports = PortLeases(config.ports.bridge.first, config.ports.bridge.last)
+        self.router_ports = port_pool(config.ports.router.first, config.ports.router.last)
+        self.routers = RouterHosts(
+            self.state,
+            self._make_router,
+            port_of=lambda service, replica: self.publisher.bridge_port(service, replica),
+            load=self.indexes.load,
+            on_change=lambda: self.publisher.request(),
+        )
+        compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
+        self.publisher = Publisher(compiler, self.workers, self.routers.follow)
+        self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
+        self.reachability = Reachability(self.state, self.routers.follow)
+        # Undone from the last to the first.
+        self._closers.callback(self._close_tables)
+        self._closers.push_async_callback(self._close_admin)
+        self._closers.push_async_callback(self._end_tasks)
+        self._closers.push_async_callback(self.publisher.aclose)
+        self._closers.push_async_callback(self.workers.stop)
+        self._closers.push_async_callback(self.reachability.aclose)
+        self._closers.push_async_callback(self.routers.aclose)
+
+    def _close_tables(self) -> None:
+        self.ports.close()
+        self.loads.close()
+        self.buckets.close()
+
+    def _make_router(
+        self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]
+    ) -> RouterHost:
+        folder = service_key.replace("/", "-")
+        return RouterHost(
+            service_key,
+            spec,
+            ports=self.router_ports,
+            log_dir=Path(self.config.state_dir, "router_logs", folder),
+            on_change=on_change,
+        )
+
+    async def _serve_admin(self) -> None:
+        """The admin address."""
+
+    async def _close_admin(self) -> None:
+        pass
+
+    async def _until_ready(self) -> None:
+        """Every worker serves the first snapshot; crashing ones are not waited for endlessly."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not self.publisher.up_to_date():
+                    self._ready_changed.clear()
+                    await self._ready_changed.wait()
+        except TimeoutError:
+            _log.error("not every worker is ready after %g s; trying goes on", READY_TIMEOUT_S)
+
+    # --- what the data plane tells -------------------------------------------------------------
+
+    def _spawned(self, process: SlotProcess) -> None:
+        self.publisher.greet(process)
+        self.state_dir.record(p.pid for p in self.workers.processes())
+
+    def _process_ready(self, process: SlotProcess) -> None:
+        if process.role == "bridge":
+            self.publisher.request()  # its ports are to be acknowledged, then the routers told
+        self._ready_changed.set()
+
+    def _acked(self, process: SlotProcess) -> None:
+        self._ready_changed.set()
+
+    def _reported(self, process: SlotProcess, report: Report) -> None:
+        self.telemetry.report(process, report)
+        for endpoint in report.unreachable:
+            service_key, _, replica_id = endpoint.partition("|")
+            self.reachability.suspect(service_key, replica_id)
+
+    def _died(self, process: SlotProcess) -> None:
+        self.telemetry.ended(process)
+
+    # --- signals -------------------------------------------------------------------------------
+
+    def listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop_signal)
+        loop.add_signal_handler(signal.SIGINT, self._stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_signal)
+
+    def _stop_signal(self) -> None:
+        if self.stop_asked.is_set():
+            self._stop_now.set()
+        self.stop_asked.set()
+
+    def _reload_signal(self) -> None:
+        pass
+
+    def _reopen_signal(self) -> None:
+        self.workers.broadcast(ReopenLogs())
+
+    # --- stop ----------------------------------------------------------------------------------
+
+    async def stop(self, *, now: bool = False) -> None:
+        """Drain and end everything; `now` (or a second signal) skips the draining."""
+        self.draining = True
+        self.sockets.close_public()
+        if not now and not self._stop_now.is_set():
+            _log.info("stopping: draining for at most %g s", self.config.drain_timeout)
+            await self._drain()
+        await self._closers.aclose()
+
+    async def _drain(self) -> None:
+        drain = asyncio.create_task(self.workers.drain(self.config.drain_timeout), name="drain")
+        now = asyncio.create_task(self._stop_now.wait(), name="second signal")
+        try:
+            await asyncio.wait((drain, now), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drain.cancel()
+            now.cancel()
+            await asyncio.gather(drain, now, return_exceptions=True)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.append(task)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed", task.get_name(), exc_info=error)

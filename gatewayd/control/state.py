@@ -1,0 +1,40 @@
+"""The API-facing mutable truth: which services and replicas there are.
+
+Owns: the values. Does not own: who may change them (control.registry is the only writer), what
+the data plane makes of them (control.publisher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gatewayd.core.model import Auth, Replica, Service
+
+
+@dataclass(slots=True)
+class State:
+    auth: Auth | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    services: dict[str, Service] = field(default_factory=dict)  # by Service.key
+    # (Service.key, replica id) of those whose address refuses connections: seen, not configured
+    unreachable: set[tuple[str, str]] = field(default_factory=set)
+
+    def replicas(self) -> Iterator[tuple[Service, Replica]]:
+        for service in self.services.values():
+            for replica in service.replicas:
+                yield service, replica
+
+    def replica(self, service_key: str, replica_id: str) -> Replica | None:
+        service = self.services.get(service_key)
+        return None if service is None else find_replica(service, replica_id)
+
+    def replica_state(self, service_key: str, replica: Replica) -> str:
+        """up | draining | unreachable"""
+        if replica.draining:
+            return "draining"
+        return "unreachable" if (service_key, replica.id) in self.unreachable else "up"
+
+
+def find_replica(service: Service, replica_id: str) -> Replica | None:
+    return next((r for r in service.replicas if r.id == replica_id), None)
