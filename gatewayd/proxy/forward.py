@@ -10,28 +10,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
 from gatewayd.core.balancer import pick
-from gatewayd.core.headers import drop_prefixed
 from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Fail, Failure, Sent, decide, is_idempotent
 from gatewayd.net.upstream import ConnectFailedError, Pool, UpstreamConnection
+from gatewayd.proxy.hop import (
+    BRIDGE_FIELDS,
+    FAILURE_FIELD,
+    REPLICA_FIELD,
+    request_head,
+    response_head,
+)
 from gatewayd.proxy.plane import POOL_IDLE_S
-from gatewayd.proxy.served import response_headers
+from gatewayd.proxy.upgrade import start_tunnel
+from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
 
-_REPLAY_SIZE: Final = 1024 * 1024  # of a body kept so that it can be sent once more
 _JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
-_FAILURE_HEADER: Final = b"X-Gatewayd-Failure"
-_REPLICA_HEADER: Final = b"X-Gatewayd-Replica"
-_OURS: Final = frozenset((_FAILURE_HEADER.lower(), _REPLICA_HEADER.lower()))
+_UNSENT: Final = frozenset(f.kind.encode() for f in (Failure.CONNECT, Failure.TIMEOUT_CONNECT))
 
 
 class Forward:
@@ -44,18 +49,15 @@ class Forward:
         "_direct",
         "_endpoint",
         "_exchange",
-        "_marked",
+        "_failure",
         "_over",
         "_plane",
         "_progress",
         "_progress_at",
-        "_replay",
-        "_replay_size",
         "_responding",
         "_served",
         "_started_at",
         "_tried",
-        "_upload",
     )
 
     def __init__(self, plane: Plane, exchange: Exchange, served: Served) -> None:
@@ -65,15 +67,12 @@ class Forward:
         self._endpoint: Endpoint | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._upload: asyncio.Task[None] | None = None
         self._tried: frozenset[str] = frozenset()
         self._direct = served.router is None
-        self._marked = b""
         self._over = False
         self._responding = False
-        self._body: bytes | None = None  # the whole request body, when it had arrived
-        self._replay: list[bytes] | None = None  # a streamed body, while it is small enough
-        self._replay_size = 0
+        self._failure = ""  # of the last attempt
+        self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
         self._started_at = self._progress_at = plane.loop.time()
         self._progress = -1
         exchange.running = self
@@ -144,143 +143,38 @@ class Forward:
 
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
+        served = self._served
+        endpoint = self._endpoint
+        assert endpoint is not None
         self._connection = connection
         self._progress_at = self._plane.loop.time()
-        head = self._request_head()
-        body = self._whole_body()
-        if self._over:  # the body turned out too large
-            connection.abort()
+        try:
+            body = self._body.whole()
+        except BodyTooLargeError:
+            self._answer(replies.BODY_TOO_LARGE)
             return
-        served = self._served
-        strip = served.strip_response if self._direct else served.strip_router_response
-        whole = body is not None
-        joined = head + body if body and len(body) <= _JOIN_SIZE else head
+        head = request_head(exchange, served, endpoint)
         connection.begin(
             self,
-            joined,
+            head + body if body and len(body) <= _JOIN_SIZE else head,
             is_head=exchange.method == "HEAD",
             wants_upgrade=bool(exchange.upgrade),
-            strip=strip,
+            strip=served.strip_response if self._direct else served.strip_router_response,
         )
-        if body and len(body) > _JOIN_SIZE:
-            connection.write(body)
-        if whole:
+        if body is None:
+            # A router's refusal can still be repaired by sending the body past it.
+            self._body.send(connection, keep=not self._direct)
+        else:
+            if len(body) > _JOIN_SIZE:
+                connection.write(body)
             connection.request_done = True
-        else:
-            self._upload = self._plane.spawn(self._send_body(connection))
-
-    def _request_head(self) -> bytes:
-        exchange = self._exchange
-        served = self._served
-        head = exchange.head
-        lines = head.lines
-        version = b"HTTP/1.1" if exchange.http11 else b"HTTP/1.0"
-        target = exchange.upstream_target.encode("utf-8", "surrogateescape")
-        parts = [
-            b"%b %b %b\r\nHost: %b\r\n"
-            % (exchange.method.encode(), target, version, exchange.host.encode())
-        ]
-        if self._direct:
-            parts += lines
-            if served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
-                parts.append(b"Authorization: %b\r\n" % auth)
-        else:
-            traits = served.traits
-            if traits.strip_request_prefixes:
-                lines = drop_prefixed(lines, traits.strip_request_prefixes)
-            parts += lines
-            parts.append(served.router_lines)
-            if traits.token_header:
-                parts.append(b"%b: %b\r\n" % (traits.token_header, exchange.request_id))
-        parts.append(exchange.forwarded_lines)
-        if exchange.length > 0:
-            parts.append(b"Content-Length: %d\r\n" % exchange.length)
-        elif exchange.length < 0:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        elif exchange.head.noted.get(b"content-length") is not None:
-            parts.append(b"Content-Length: 0\r\n")
-        if exchange.upgrade:
-            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade)
-        elif not exchange.http11 or not (is_idempotent(exchange.method) or self._reusable):
-            parts.append(b"Connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
-
-    @property
-    def _reusable(self) -> bool:
-        return self._endpoint is not None and self._endpoint.reuse_s > 0
-
-    # --- the request body
-
-    def _whole_body(self) -> bytes | None:
-        """The body as it goes on the wire when all of it is here, b"" without one, else None."""
-        exchange = self._exchange
-        if not exchange.length:
-            return b""
-        if self._body is None:
-            if self._replay is not None and self._replay_size >= 0 and exchange.attempts > 1:
-                return self._replayed()
-            if not exchange.payload.is_eof():
-                return None
-            body = exchange.payload.read_nowait()
-            exchange.bytes_in = len(body)
-            if len(body) > self._served.max_body_size:
-                self._answer(replies.BODY_TOO_LARGE)
-                return None
-            self._body = body
-        if exchange.length > 0:
-            return self._body
-        if not self._body:
-            return b"0\r\n\r\n"
-        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._body), self._body)
-
-    def _replayed(self) -> bytes | None:
-        """What has been read of a streamed body, when that is all of it."""
-        if self._replay is None or not self._exchange.payload.at_eof():
-            return None
-        self._body, self._replay = b"".join(self._replay), None
-        return self._whole_body()
-
-    async def _send_body(self, connection: UpstreamConnection) -> None:
-        """Relay a body that is still arriving; at most one read is held while the replica is
-        slow, the rest waits in the client's socket."""
-        exchange = self._exchange
-        payload = exchange.payload
-        chunked = exchange.length < 0
-        if self._replay is None and not self._direct:
-            self._replay = []
-        exchange.send_continue()
-        while data := await payload.readany():
-            exchange.bytes_in += len(data)
-            if exchange.bytes_in > self._served.max_body_size:
-                self._refuse_upload(replies.BODY_TOO_LARGE)
-                return
-            self._keep(data)
-            if chunked:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
-            connection.write(data)
-            if connection.writing_paused:
-                await connection.drained()
-        if chunked:
-            connection.write(b"0\r\n\r\n")
-        connection.request_done = True
-        self._progress_at = self._plane.loop.time()
-        self._upload = None
-
-    def _keep(self, data: bytes) -> None:
-        if self._replay is not None:
-            self._replay_size += len(data)
-            if self._replay_size > _REPLAY_SIZE:
-                self._replay = None
-            else:
-                self._replay.append(data)
 
     def _refuse_upload(self, reply: LocalReply) -> None:
-        self._upload = None
+        """The body is too large or does not arrive: the exchange ends here."""
+        self._exchange.closed_by = "gateway"
         if self._responding:
             self._cut("gateway")
         else:
-            self._exchange.closed_by = "gateway"
             self._answer(reply)
 
     # --- Sink: the answer
@@ -310,34 +204,12 @@ class Forward:
         if served.live.ejections and self._endpoint is not None:
             served.live.ejections.succeeded(self._endpoint.id)
         if status == 101:
-            self._start_tunnel(connection)
+            start_tunnel(exchange, connection)
             return _nowhere
         if not exchange.payload.is_eof() or client.closing or client.draining:
             exchange.close = True
-        parts = [connection.status_line, *head.lines]
-        if head.chunked:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        elif head.length < 0 and status not in (204, 304) and exchange.method != "HEAD":
-            exchange.close = True  # the end of the body is the end of the connection
-        self._add_own_fields(parts, connection)
-        transport.write(b"".join(parts))
+        transport.write(response_head(exchange, served, connection, self._plane.date()))
         return transport.write
-
-    def _add_own_fields(self, parts: list[bytes], connection: UpstreamConnection) -> None:
-        exchange = self._exchange
-        head = connection.head
-        if not head.has_date:
-            parts.append(b"Date: %b\r\n" % self._plane.date())
-        parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
-        if head.content_type.startswith(b"text/event-stream"):
-            parts.append(b"X-Accel-Buffering: no\r\n")
-        if self._served.cors is not None:
-            parts.append(response_headers(self._served.cors, exchange.head.noted.get(b"origin")))
-        if self._marked or self._served.mark_failures:
-            parts.append(b"%b: %b\r\n" % (_REPLICA_HEADER, exchange.replica.encode()))
-        if exchange.close:
-            parts.append(b"Connection: close\r\n")
-        parts.append(b"\r\n")
 
     def first_byte(self) -> None:
         self._exchange.first_byte_at = time.monotonic()
@@ -371,9 +243,10 @@ class Forward:
         exchange = self._exchange
         endpoint = self._endpoint
         assert endpoint is not None
-        self._stop_upload()
+        self._body.stop()
         self._release()
         served = self._served
+        self._failure = failure.kind
         served.meter.upstream_error(endpoint.replica, failure.kind)
         if not self._direct:
             if sent is Sent.NOTHING:
@@ -395,7 +268,7 @@ class Forward:
             reused=reused,
             endpoints=len(served.upstream.endpoints),
         )
-        if isinstance(decision, Fail) or not self._can_repeat(sent):
+        if isinstance(decision, Fail) or not self._body.repeatable:
             self._answer(_reply_of(failure))
             return
         served.meter.retried()
@@ -403,48 +276,46 @@ class Forward:
             self._tried |= {endpoint.id}
         self._attempt()
 
-    def _can_repeat(self, sent: Sent) -> bool:
-        """Whether the body is still here to be sent again."""
-        if sent is Sent.NOTHING or not self._exchange.length or self._body is not None:
-            return True
-        return self._replay is not None and self._exchange.payload.at_eof()
-
     def _fall_back(self) -> None:
         """The router could not serve the request and no replica has seen it: go past it."""
         self._served.meter.fell_back()
         self._exchange.via = "fallback"
         self._direct = True
         self._exchange.attempts = 0
-        if self._exchange.bytes_in and not self._can_repeat(Sent.ALL):
-            self._answer(replies.UPSTREAM_ERROR)
-        else:
+        if self._body.repeatable:
             self._attempt()
+        else:
+            self._answer(replies.UPSTREAM_ERROR)
 
     def _router_failed(self, connection: UpstreamConnection) -> bool:
         """Answers that the router, or the bridge behind it, made for want of a replica."""
         exchange = self._exchange
         traits = self._served.traits
         error = connection.field(traits.error_header) if traits.error_header else None
-        failure = connection.field(_FAILURE_HEADER.lower())
-        replica = connection.field(_REPLICA_HEADER.lower())
+        failure = connection.field(FAILURE_FIELD.lower())
+        replica = connection.field(REPLICA_FIELD.lower())
         if replica is not None:
             exchange.replica = replica.decode("latin-1")
-        connection.head.drop(_OURS)
+        connection.head.drop(BRIDGE_FIELDS)
         if connection.status < 500 or (error is None and failure is None):
             return False
         connection.abort()
         self._connection = None
-        self._stop_upload()
+        self._body.stop()
         self._release()
-        unsent = failure == b"connect" if failure is not None else error in traits.unsent_errors
-        kind = failure or error or b""
-        self._served.meter.upstream_error(exchange.replica, kind.decode("latin-1"))
+        if failure is not None:
+            unsent = failure in _UNSENT
+        else:
+            unsent = error in traits.unsent_errors
+        # A router's own words for what failed are not a bounded set; the metrics' kinds are.
+        kind = failure.decode("latin-1") if failure is not None else "router"
+        self._served.meter.upstream_error(exchange.replica, kind)
         if unsent:
             if replica is not None:
                 self._tried |= {exchange.replica}
             self._fall_back()
         else:
-            timed_out = failure == b"timeout"
+            timed_out = connection.status == 504
             self._answer(replies.UPSTREAM_TIMEOUT if timed_out else replies.UPSTREAM_ERROR)
         return True
 
@@ -460,6 +331,12 @@ class Forward:
             self._served.meter.rejected(reply.rejection)
         if reply.status >= 500:
             exchange.closed_by = "upstream"
+        if self._served.from_bridge:
+            fields = (
+                (REPLICA_FIELD, exchange.replica.encode()),
+                (FAILURE_FIELD, self._failure.encode()),
+            )
+            reply = replace(reply, headers=fields)
         exchange.answer(reply)
 
     def _cut(self, closed_by: str) -> None:
@@ -481,7 +358,7 @@ class Forward:
     def _leave(self) -> None:
         self._over = True
         self._plane.active.discard(self)
-        self._stop_upload()
+        self._body.stop()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -494,11 +371,6 @@ class Forward:
         if self._endpoint is not None:
             self._plane.loads.done(self._endpoint.index)
             self._endpoint = None
-
-    def _stop_upload(self) -> None:
-        if self._upload is not None:
-            self._upload.cancel()
-            self._upload = None
 
     # --- the client's side
 
@@ -564,30 +436,9 @@ class Forward:
         else:
             self._answer(replies.UPSTREAM_TIMEOUT)
 
-    # --- tunnels
-
-    def _start_tunnel(self, connection: UpstreamConnection) -> None:
-        exchange = self._exchange
-        client = exchange.connection
-        transport = client.transport
-        assert transport is not None
-        exchange.close = True
-        parts = [
-            connection.status_line,
-            *connection.head.lines,
-            b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade,
-            b"X-Request-Id: %b\r\n\r\n" % exchange.request_id,
-        ]
-        transport.write(b"".join(parts))
-        early = connection.tunnel(transport.write, client.resume_tunnel)
-        if early:
-            transport.write(early)
-        client.start_tunnel(connection)
-
     def tunnel_closed(self, connection: UpstreamConnection) -> None:
-        exchange = self._exchange
-        exchange.bytes_out = connection.received
-        exchange.closed_by = "upstream"
+        self._exchange.bytes_out = connection.received
+        self._exchange.closed_by = "upstream"
         self._finish()
 
 

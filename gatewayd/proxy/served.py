@@ -43,10 +43,10 @@ class Served:
         "by_path",
         "cors",
         "forward_auth",
+        "from_bridge",
         "key",
         "limits",
         "live",
-        "mark_failures",
         "max_body_size",
         "meter",
         "name",
@@ -87,7 +87,7 @@ class Served:
         self.strip_response = _CORS_FIELDS if self.cors else frozenset()
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
-        self.mark_failures = False
+        self.from_bridge = False  # answers tell the edge which replica, and how it failed
 
     def __repr__(self) -> str:
         return f"<Served {self.key} [{len(self.upstream.endpoints)} endpoints]>"

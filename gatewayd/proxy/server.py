@@ -12,7 +12,7 @@ tests/proxy/test_aiohttp_seams.py, and the version is pinned.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -92,18 +92,18 @@ class ClientConnection(RequestHandler):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         assert self._manager is not None
         # The listening sockets carry TCP_NODELAY and SO_KEEPALIVE; accepted ones inherit them.
-        self.transport = transport
-        self._manager.connection_made(self, transport)
+        # uvloop's transports implement asyncio.Transport without inheriting from it.
+        self.transport = cast(asyncio.Transport, transport)
+        self._manager.connection_made(self, self.transport)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else UNIX_PEER
         server = self._manager
         assert isinstance(server, EdgeServer)
         if not server.admit(self):
             self.closing = True
-            transport.abort()
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         manager = self._manager
@@ -359,10 +359,14 @@ def _refusal(error: HttpProcessingError, limits: Limits) -> LocalReply:
 
 
 class EdgeServer(web.Server):
-    """aiohttp's server with our connections; bounds connections per client address."""
+    """aiohttp's server with our connections; bounds connections per client address.
+
+    `open` is False once its listener is closed.
+    """
 
     def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(_unused, loop=loop)
+        self.open = True
         self._handler = handler
         self._per_peer: dict[str, int] = {}
 

@@ -1,0 +1,108 @@
+"""What the bridge does with a request that a router sends to one of its ports.
+
+Owns: the port's answer to probes, the hop to its replica, telling the edge how it went.
+Does not own: the relay (proxy), which port stands for which replica (control).
+
+The bridge knows what the router cannot tell apart: a replica that refused (nothing was sent, the
+edge may go elsewhere) from one that answered badly. It says so in fields that the router passes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gatewayd.core.headers import BadHead, scan_request
+from gatewayd.core.model import Limits, Service, Timeouts, Upstream
+from gatewayd.core.reply import LocalReply, bad_request
+from gatewayd.core.snapshot import BridgePort, Target
+from gatewayd.proxy.exchange import Exchange
+from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.observe import Meter
+from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.served import Live, Served
+from gatewayd.proxy.server import ClientConnection
+
+# The edge has applied the operator's bounds; the router's own requests are not to be cut here.
+LIMITS: Final = Limits(
+    header_size=64 * 1024,
+    request_line_size=32 * 1024,
+    headers=256,
+    keepalive_timeout=600.0,
+    body_idle_timeout=600.0,
+    write_timeout=3600.0,
+)
+_NO_BOUND: Final = 1 << 62
+_HEALTHY: Final = LocalReply(200, message="OK")
+
+
+class PortHandler:
+    """Serves one port. `draining`: its replica is gone, so connections end with their request."""
+
+    def __init__(self, plane: Plane, port: BridgePort) -> None:
+        self.limits = LIMITS
+        self.draining = False
+        self._plane = plane
+        self._live = Live(Meter())  # the edge counts; a second count would double it
+        self.apply(port)
+
+    def __repr__(self) -> str:
+        return f"<PortHandler {self.port.port} {self.port.endpoint.address}>"
+
+    def apply(self, port: BridgePort) -> None:
+        self.port = port
+        project, _, name = port.service.partition("/")
+        timeouts = Timeouts(
+            connect=port.connect_timeout,
+            first_byte=port.first_byte_timeout,
+            idle=port.idle_timeout,
+        )
+        service = Service(
+            project, name, (), client_max_body_size=_NO_BOUND, timeouts=timeouts
+        )  # fmt: skip
+        target = Target(
+            service=service,
+            upstream=Upstream((port.endpoint,)),
+            allowed_paths=None,
+            openai_errors=False,
+            forward_auth=False,  # what arrives is the router's own key
+        )
+        self._served = Served(target, self._live)
+        self._served.from_bridge = True
+        self._served.refuse_redirects = True
+        self._drop = frozenset((port.token_header,)) if port.token_header else frozenset()
+
+    def begin(self, exchange: Exchange) -> None:
+        try:
+            self._read_head(exchange)
+        except BadHead as error:
+            exchange.answer(bad_request(str(error)))
+            return
+        exchange.served = self._served
+        if exchange.target == "/health" and exchange.method == "GET":
+            # SGLang-like engines generate a token for it; that it is registered is our word.
+            exchange.answer(_HEALTHY)
+            return
+        Forward(self._plane, exchange, self._served).start()
+
+    def _read_head(self, exchange: Exchange) -> None:
+        exchange.head = head = scan_request(exchange.message.raw_headers, self._drop)
+        noted = head.noted
+        length = noted.get(b"content-length")
+        if exchange.message.chunked:
+            exchange.length = -1
+        elif length is not None:
+            exchange.length = int(length)
+        exchange.host = noted.get(b"host", b"localhost").decode("latin-1")
+        exchange.request_id = noted.get(b"x-request-id", b"")
+        if exchange.request_id:
+            exchange.forwarded_lines = b"X-Request-Id: %b\r\n" % exchange.request_id
+
+    def ended(self, exchange: Exchange) -> None:
+        """The edge keeps the record of an exchange."""
+
+    def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
+        # A router probes each new target with an HTTP/2 preface; closing is the answer.
+        return b""
+
+    def http_date(self) -> bytes:
+        return self._plane.date()

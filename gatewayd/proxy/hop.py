@@ -1,0 +1,99 @@
+"""The heads of the hop upstream, as bytes: what a replica or router is sent, what a client gets.
+
+Owns: the fields this gateway adds, removes and rewrites per hop. Does not own: which fields are
+hop-by-hop (core.headers), when a head is due (forward).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gatewayd.core.headers import drop_prefixed
+from gatewayd.core.retry import is_idempotent
+from gatewayd.proxy.served import response_headers
+
+if TYPE_CHECKING:
+    from gatewayd.core.model import Endpoint
+    from gatewayd.net.upstream import UpstreamConnection
+    from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.served import Served
+
+# Between the bridge and the edge: how an attempt at a replica failed, and which replica it was.
+FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
+REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
+BRIDGE_FIELDS: Final = frozenset((FAILURE_FIELD.lower(), REPLICA_FIELD.lower()))
+
+
+def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> bytes:
+    """What the endpoint is sent before the body."""
+    head = exchange.head
+    to_router = endpoint is served.router
+    lines = head.lines
+    # A client of HTTP/1.0 understands no chunks, so none are asked for.
+    version = b"HTTP/1.1" if exchange.http11 else b"HTTP/1.0"
+    target = exchange.upstream_target.encode("utf-8", "surrogateescape")
+    start = b"%b %b %b\r\nHost: %b\r\n" % (
+        exchange.method.encode(),
+        target,
+        version,
+        exchange.host.encode(),
+    )
+    if to_router and served.traits.strip_request_prefixes:
+        lines = drop_prefixed(lines, served.traits.strip_request_prefixes)
+    parts = [start, *lines, exchange.forwarded_lines]
+    if to_router:
+        parts.append(served.router_lines)
+        if served.traits.token_header:
+            parts.append(b"%b: %b\r\n" % (served.traits.token_header, exchange.request_id))
+    elif served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
+        parts.append(b"Authorization: %b\r\n" % auth)
+    if exchange.length > 0:
+        parts.append(b"Content-Length: %d\r\n" % exchange.length)
+    elif exchange.length < 0:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif b"content-length" in head.noted:
+        parts.append(b"Content-Length: 0\r\n")
+    if exchange.upgrade:
+        parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade)
+    elif not exchange.http11 or not (endpoint.reuse_s or is_idempotent(exchange.method)):
+        parts.append(b"Connection: close\r\n")  # no later request would take this connection
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def response_head(
+    exchange: Exchange, served: Served, connection: UpstreamConnection, date: bytes
+) -> bytes:
+    """What the client is sent before the body; decides `exchange.close` where the end of the
+    body is the end of the connection."""
+    head = connection.head
+    parts = [connection.status_line, *head.lines]
+    if head.chunked:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif head.length < 0 and connection.status not in (204, 304) and exchange.method != "HEAD":
+        exchange.close = True
+    if not head.has_date:
+        parts.append(b"Date: %b\r\n" % date)
+    parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
+    if head.content_type.startswith(b"text/event-stream"):
+        parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
+    if served.cors is not None:
+        parts.append(response_headers(served.cors, exchange.head.noted.get(b"origin")))
+    if served.from_bridge:
+        parts.append(b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode()))
+    if exchange.close:
+        parts.append(b"Connection: close\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def switching_head(exchange: Exchange, connection: UpstreamConnection) -> bytes:
+    """The 101 of a granted upgrade (RFC 9110, 7.8)."""
+    return b"".join(
+        (
+            connection.status_line,
+            *connection.head.lines,
+            b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade,
+            b"X-Request-Id: %b\r\n\r\n" % exchange.request_id,
+        )
+    )

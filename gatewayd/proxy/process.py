@@ -1,0 +1,237 @@
+"""The life of a data-plane process: frames from control, acknowledgements, reports, draining.
+
+Owns: the channel's end, signals, the order of start and stop. Does not own: what is served (a
+`Role`: proxy.worker, bridge.main), spawning and replacing processes (control).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Final, Protocol
+
+from gatewayd.core.messages import (
+    Ack,
+    Configure,
+    Drain,
+    Message,
+    Publish,
+    Ready,
+    ReopenLogs,
+    Report,
+    ServiceTotals,
+)
+from gatewayd.net.channel import Channel, ChannelClosed
+from gatewayd.net.loads import LoadTable
+from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.server import EdgeServer
+
+_log = logging.getLogger("gatewayd.process")
+_REPORT_S: Final = 1.0
+_BACKLOG: Final = 1024
+_ORPHAN_DRAIN_S: Final = 30.0  # after SIGTERM to a process whose control is gone
+
+
+class Role(Protocol):
+    """What a process does between its first frame and its exit."""
+
+    serves_without_control: bool
+
+    def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
+        """`fds` are those behind the load table's."""
+
+    async def publish(self, message: Publish, fds: list[int]) -> None:
+        """Make a snapshot effective; it is acknowledged when this returns."""
+
+    def totals(self) -> dict[str, ServiceTotals]: ...
+
+    def drain(self) -> None:
+        """Accept nothing more."""
+
+    def reopen_logs(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class DataProcess:
+    """Runs one role until control says drain, or is gone and nobody needs the role any more."""
+
+    def __init__(self, channel_fd: int, role: Role) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._role = role
+        self._done: asyncio.Future[int] = self._loop.create_future()
+        self._channel = Channel(
+            socket.socket(fileno=channel_fd), self._on_message, self._on_channel_closed
+        )
+        self._configure: Configure | None = None
+        self._plane: Plane | None = None
+        self._publishing: asyncio.Queue[tuple[Publish, list[int]]] = asyncio.Queue()
+        self._ready = False
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        loop = self._loop
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to everybody
+            loop.add_signal_handler(ignored, _nothing)
+        loop.add_signal_handler(signal.SIGUSR1, self._role.reopen_logs)
+        self._spawn(self._publish_all())
+        code = await self._done
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._role.aclose()
+        if self._plane is not None:
+            await self._plane.aclose()
+        self._channel.close()
+        return code
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task of the process failed; it ends", exc_info=error)
+            self._finish(1)
+
+    def _finish(self, code: int) -> None:
+        if not self._done.done():
+            self._done.set_result(code)
+
+    # --- what control says
+
+    def _on_message(self, message: Message, fds: list[int]) -> None:
+        if isinstance(message, Configure):
+            self._configure = message
+            loads = LoadTable.attach(fds[0], message.slots, message.slot)
+            loads.clear_row(message.slot)
+            self._plane = Plane(self._loop, loads)
+            self._plane.body_idle_timeout = message.limits.body_idle_timeout
+            self._role.configure(self._plane, message, fds[1:])
+        elif isinstance(message, Publish):
+            self._publishing.put_nowait((message, fds))
+        elif isinstance(message, Drain):
+            self._spawn(self._drain(message.timeout))
+        elif isinstance(message, ReopenLogs):
+            self._role.reopen_logs()
+
+    async def _publish_all(self) -> None:
+        """One at a time and in order; the first makes the process ready."""
+        while True:
+            message, fds = await self._publishing.get()
+            await self._role.publish(message, fds)
+            if not self._ready:
+                self._become_ready()
+            self._send(Ack(message.snapshot.version))
+
+    def _become_ready(self) -> None:
+        assert self._plane is not None
+        self._ready = True
+        self._plane.start()
+        gc.collect()
+        gc.freeze()  # what lives now lives on: a full collection of it would cost milliseconds
+        gc.set_threshold(50_000, 20, 100)
+        self._send(Ready(os.getpid()))
+        self._spawn(self._report())
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channel.send(message)
+        except ChannelClosed:
+            pass  # serving on without control
+
+    async def _report(self) -> None:
+        while not self._channel.closed:
+            self._send(self._make_report())
+            await asyncio.sleep(_REPORT_S)
+
+    def _make_report(self) -> Report:
+        configure, plane = self._configure, self._plane
+        assert configure is not None
+        assert plane is not None
+        unreachable, plane.unreachable = plane.unreachable, set()
+        return Report(
+            slot=configure.slot,
+            incarnation=configure.incarnation,
+            totals=self._role.totals(),
+            connections=sum(len(server.connections) for server in plane.servers),
+            unreachable=tuple(sorted(unreachable)),
+        )
+
+    def _on_channel_closed(self) -> None:
+        if not self._ready or not self._role.serves_without_control:
+            self._finish(1)
+        elif not self._draining:
+            _log.warning("control is gone; serving on with the last snapshot until SIGTERM")
+
+    # --- endings
+
+    def _on_sigterm(self) -> None:
+        # While control lives it decides, and its own SIGTERM may have reached the whole group.
+        if self._channel.closed:
+            self._spawn(self._drain(_ORPHAN_DRAIN_S))
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Accept nothing more; what runs ends whole within `timeout_s`, then exit."""
+        plane = self._plane
+        if plane is None or self._draining:
+            self._finish(0)
+            return
+        self._draining = True
+        self._role.drain()
+        deadline = self._loop.time() + timeout_s
+        _close_idle(plane)
+        while any(s.connections for s in plane.servers) and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+            _close_idle(plane)
+        for server in plane.servers:
+            for connection in server.each():
+                connection.abort()
+        await asyncio.sleep(0)  # aborted transports say so in the next turn of the loop
+        self._send(self._make_report())
+        self._finish(0)
+
+
+def _close_idle(plane: Plane) -> None:
+    for server in plane.servers:
+        for connection in server.each():
+            if connection.idle and not connection.closing:
+                connection.finish()
+
+
+def _nothing() -> None:
+    """Control decides what a signal to the whole group means."""
+
+
+async def listen(
+    loop: asyncio.AbstractEventLoop, server: EdgeServer, sock: socket.socket
+) -> asyncio.Server:
+    """Accept on a socket that control opened."""
+    sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_server(server, sock=sock, backlog=_BACKLOG)
+    # Accepted connections inherit these, which saves two calls for each.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return await loop.create_server(server, sock=sock, backlog=_BACKLOG)
+
+
+def run_process(channel_fd: int, role: Role) -> int:
+    """The whole of a `gatewayd worker` or `gatewayd bridge`; returns its exit code."""
+    import uvloop
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+
+    async def run() -> int:
+        return await DataProcess(channel_fd, role).run()
+
+    return uvloop.run(run())
