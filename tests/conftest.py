@@ -1,5 +1,6 @@
 """Tests that need a program which is not from the Python package index say so with
-`@pytest.mark.needs("promtool")`: without it they are deselected, and a line at the end tells."""
+`@pytest.mark.needs("promtool")`: without it they are deselected, and a line at the end tells.
+So are those marked `e2e` without an installation of real workers to run them with."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import shutil
 import pytest
 
 PACKAGES = {"promtool": "prometheus", "nginx": "nginx", "curl": "curl", "wrk": "wrk"}
+WORKERS = "GATEWAYD_SGLANG_DIR"  # docs/real-sglang.md
 _missing = pytest.StashKey[dict[str, int]]()
 
 
@@ -28,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for program in mark.args
             if shutil.which(program, path=path) is None
         ]
+        if item.get_closest_marker("e2e") and not os.environ.get(WORKERS):
+            absent.append(WORKERS)
         for program in absent:
             missing[program] = missing.get(program, 0) + 1
         (left if absent else kept).append(item)
@@ -40,7 +44,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     for program, count in sorted(config.stash[_missing].items()):
-        package = PACKAGES.get(program, program)
-        terminalreporter.write_line(
-            f"not run: {count} that need {program} (Debian: apt-get install {package})", yellow=True
-        )
+        cure = f"Debian: apt-get install {PACKAGES.get(program, program)}"
+        if program == WORKERS:
+            cure = "real workers, see docs/real-sglang.md"
+        terminalreporter.write_line(f"not run: {count} that need {program} ({cure})", yellow=True)
