@@ -24,9 +24,10 @@ from gatewayd.routers.sglang.api import RouterApi
 from gatewayd.routers.sglang.traits import traits
 
 # What it says about things that are as they should be: our labels, our probes of its identity,
-# targets behind a bridge that needs no key. Answers of replicas are in our own access log.
+# targets behind a bridge that needs no key, dummies. Replicas' answers are in our access log.
 _CHATTER = re.compile(
     "Failed to load tokenizer for model .* from /dev/null|without API key while router has"
+    "|http://127\\.0\\.0\\.1:0\\b|No loads fetched from workers"
     "|request failed with (client|server) error"
 )
 _LAUNCH = Path(__file__).with_name("launch.py")

@@ -1,0 +1,451 @@
+"""The real sglang-router under our plug-in: targets come and go, and nothing else happens to them.
+
+One router serves most tests; each begins and ends without targets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from fake_engine import FakeEngine
+
+from gatewayd.core.model import RouterSpec
+from gatewayd.net.child import Command
+from gatewayd.routers.base import RouterError, SyncState, Target, port_pool
+from gatewayd.routers.sglang import logs, options
+from gatewayd.routers.sglang.api import RouterApi
+from gatewayd.routers.sglang.router import SglangRouter
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# Test processes that run at the same time begin at different ports.
+PORTS = port_pool(20000 + os.getpid() % 4000, 24999)
+
+
+@asynccontextmanager
+async def running(
+    log_dir: Path, policy: str | None = None, *, wait: bool = True
+) -> AsyncIterator[SglangRouter]:
+    router = SglangRouter(
+        "router of test", RouterSpec("sglang", policy=policy), ports=PORTS, log_dir=log_dir
+    )
+    router.start(lambda: None, lambda: None)
+    try:
+        if wait:
+            assert await router.ready(20), router.last_words
+        yield router
+    finally:
+        await router.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SglangRouter]:
+    async with running(tmp_path_factory.mktemp("logs")) as router:
+        yield router
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def router(shared: SglangRouter) -> AsyncIterator[SglangRouter]:
+    before = shared.pid
+    yield shared
+    await settle(shared, [])
+    assert shared.pid == before  # whatever came and went, it was never restarted
+    assert shared.restarts == 0
+
+
+@asynccontextmanager
+async def engines(count: int) -> AsyncIterator[list[FakeEngine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(FakeEngine(f"e{i}")) for i in range(count)]
+
+
+def targets(*chosen: FakeEngine) -> list[Target]:
+    return [Target(engine.name, engine.url) for engine in chosen]
+
+
+async def settle(router: SglangRouter, wanted: list[Target]) -> SyncState:
+    """Passes until there is nothing left to do."""
+    async with asyncio.timeout(15):
+        while not (state := await router.sync(wanted)).settled:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert state.serving == {target.id for target in wanted}
+    return state
+
+
+class Client:
+    """Asks as the edge does: with what the traits add, and nothing else of its own."""
+
+    def __init__(self, router: SglangRouter, session: aiohttp.ClientSession) -> None:
+        self._router = router
+        self._session = session
+
+    async def chat(
+        self, prompt: str = "hello", *, headers: dict[str, str] | None = None, **body: Any
+    ) -> tuple[int, str | None, Any]:
+        """(status, the router's own error code, JSON)."""
+        assert self._router.endpoint is not None
+        ours = {k.decode(): v.decode() for k, v in self._router.traits.request_headers}
+        body = {"model": "m", "messages": [{"role": "user", "content": prompt}], **body}
+        async with self._session.post(
+            f"http://{self._router.endpoint}/v1/chat/completions",
+            json=body,
+            headers={**(headers or {}), **ours},
+        ) as response:
+            code = response.headers.get(self._router.traits.error_header.decode())
+            return response.status, code, await response.json(content_type=None)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(router: SglangRouter) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession() as session:
+        yield Client(router, session)
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+async def test_it_starts_without_targets_and_says_that_nothing_was_sent(
+    router: SglangRouter, client: Client
+) -> None:
+    assert await router.health()
+    assert router.metrics_address is not None
+    assert router.endpoint is not None
+    assert router.metrics_address.port == router.endpoint.port + 10000
+    status, code, _ = await client.chat()
+    assert status == 503
+    assert code is not None
+    assert code.encode() in router.traits.unsent_errors
+
+
+async def test_only_who_has_the_key_gets_in(router: SglangRouter) -> None:
+    base = f"http://{router.endpoint}"
+    async with aiohttp.ClientSession() as session:
+        for path in ("/workers", "/v1/chat/completions", "/flush_cache"):
+            async with session.post(base + path, json={"url": "http://127.0.0.1:1"}) as response:
+                assert response.status == 401
+    assert (await router.sync([])).present == frozenset()
+
+
+async def test_a_target_takes_requests_soon_and_is_gone_at_once(
+    router: SglangRouter, client: Client
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with engines(2) as (one, two):
+        began = loop.time()
+        await settle(router, targets(one, two))
+        assert loop.time() - began < 1.0
+        assert [(await client.chat())[0] for _ in range(4)] == [200] * 4
+        await settle(router, targets(two))
+        before = len(one.inferences)
+        assert [(await client.chat())[0] for _ in range(6)] == [200] * 6
+        assert len(one.inferences) == before
+        # It was only asked for what a registration needs: no key was given to it.
+        paths = {r.path for r in one.requests} - {"/v1/chat/completions"}
+        assert paths <= {"/health", "/server_info", "/model_info"}
+        assert all(r.header("authorization") == [] for r in one.requests if r.method == "GET")
+
+
+async def test_to_nothing_and_back_without_a_restart(router: SglangRouter, client: Client) -> None:
+    async with engines(2) as pair:
+        for _ in range(3):
+            await settle(router, targets(*pair))
+            assert (await client.chat())[0] == 200
+            assert (await settle(router, [])).present == frozenset()
+            assert (await client.chat())[0] == 503
+
+
+async def test_a_token_reaches_the_target_and_a_clients_headers_do_not(
+    router: SglangRouter, client: Client
+) -> None:
+    async with engines(1) as (engine,):
+        await settle(router, targets(engine))
+        token = router.traits.token_header.decode()
+        status, _, _ = await client.chat(headers={token: "t-1", "X-Request-Id": "r", "Cookie": "c"})
+        assert status == 200
+        (sent,) = engine.inferences
+        assert sent.header(token) == ["t-1"]
+        assert sent.header("cookie") == []
+        # Ours alone, once; the bridge takes it off.
+        assert sent.header("authorization") == [router.traits.request_headers[0][1].decode()]
+
+
+async def test_strangers_among_its_targets_are_removed(
+    router: SglangRouter, client: Client
+) -> None:
+    async with engines(2) as (ours, stranger):
+        await settle(router, targets(ours))
+        api = await api_of(router)
+        await api.add(stranger.url)
+        await wait_for(lambda: bool(stranger.of("/server_info")))
+        async with asyncio.timeout(5):
+            while len(await api.targets()) != 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await api.aclose()
+        state = await settle(router, targets(ours))
+        assert state.present == {ours.url}
+        assert [(await client.chat())[0] for _ in range(4)] == [200] * 4
+        assert stranger.inferences == []
+
+
+async def test_a_registration_that_was_given_up_does_not_come_back_as_a_ghost(
+    router: SglangRouter,
+) -> None:
+    async with engines(1) as (engine,):
+        engine.healthy = False
+        state = await router.sync(targets(engine))
+        assert not state.settled
+        assert state.serving == frozenset()
+        await wait_for(lambda: bool(engine.of("/health")))
+        # No longer wanted, but its registration cannot be cancelled: it counts as present.
+        state = await router.sync([])
+        assert state.present == {engine.url}
+        assert not state.settled
+        engine.healthy = True
+        assert (await settle(router, [])).present == frozenset()
+        await wait_for(lambda: bool(engine.of("/server_info")))  # it did come true, and was removed
+        assert (await router.sync([])).present == frozenset()
+
+
+async def test_a_target_that_was_not_ready_is_added_when_it_is(router: SglangRouter) -> None:
+    async with engines(1) as (engine,):
+        engine.healthy = False
+        assert (await router.sync(targets(engine))).serving == frozenset()
+        engine.healthy = True
+        await settle(router, targets(engine))
+
+
+async def test_no_retry_no_breaker_no_redirected_blame(
+    router: SglangRouter, client: Client
+) -> None:
+    async with engines(1) as (engine,):
+        await settle(router, targets(engine))
+        path = "/v1/chat/completions"
+        engine.answers[path] = web.json_response({"error": "too long"}, status=400)
+        assert [(await client.chat())[:2] for _ in range(15)] == [(400, None)] * 15
+        engine.answers[path] = web.json_response({"error": "broke"}, status=500)
+        assert (await client.chat())[:2] == (500, None)
+        assert len(engine.inferences) == 16  # each was sent once
+        engine.answers.clear()
+        assert (await client.chat())[0] == 200
+
+
+async def test_a_dead_target_is_no_unsent_error(router: SglangRouter, client: Client) -> None:
+    async with engines(1) as (engine,):
+        await settle(router, targets(engine))
+        await engine.stop()
+        status, code, _ = await client.chat()
+        assert status == 500
+        assert code is not None
+        assert code.encode() not in router.traits.unsent_errors
+
+
+async def test_what_it_learned_of_a_target_survives_the_coming_and_going_of_others(
+    router: SglangRouter, client: Client
+) -> None:
+    prompts = [f"{letter} " * 400 for letter in "ab"]
+
+    async def chosen(prompt: str, *among: FakeEngine) -> str:
+        counts = [len(engine.inferences) for engine in among]
+        assert (await client.chat(prompt))[0] == 200
+        (name,) = [
+            engine.name
+            for engine, count in zip(among, counts, strict=True)
+            if len(engine.inferences) > count
+        ]
+        return name
+
+    async with engines(4) as (one, two, three, four):
+        await settle(router, targets(one, two))
+        for engine in (one, two):
+            engine.gate.clear()
+        # Both at once, so that the less loaded one is another.
+        first = [asyncio.ensure_future(client.chat(prompt)) for prompt in prompts]
+        await wait_for(lambda: bool(one.inferences and two.inferences))
+        for engine in (one, two):
+            engine.gate.set()
+        await asyncio.gather(*first)
+        homes = {prompt: await chosen(prompt, one, two) for prompt in prompts}
+        assert set(homes.values()) == {"e0", "e1"}
+        for now in ([one, two, three], [one, two, four], [one, two]):
+            await settle(router, targets(*now))
+            for prompt in prompts * 2:
+                assert await chosen(prompt, *now) == homes[prompt]
+
+
+async def test_a_dozen_targets_come_at_most_four_at_once(router: SglangRouter) -> None:
+    async with engines(12) as dozen:
+        for engine in dozen:
+            engine.healthy = False
+        await router.sync(targets(*dozen))
+        await wait_for(lambda: sum(bool(e.of("/health")) for e in dozen) == 4)
+        assert (await router.sync(targets(*dozen))).serving == frozenset()
+        assert sum(bool(engine.of("/health")) for engine in dozen) == 4
+        for engine in dozen:
+            engine.healthy = True
+        await settle(router, targets(*dozen))
+
+
+async def test_running_requests_of_a_removed_target_end_whole(
+    router: SglangRouter, client: Client
+) -> None:
+    async with engines(1) as (engine,):
+        await settle(router, targets(engine))
+        engine.gate.clear()
+        running_request = asyncio.ensure_future(client.chat())
+        await wait_for(lambda: engine.running == 1)
+        await settle(router, [])
+        engine.gate.set()
+        status, _, answer = await running_request
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"].count("token") == 4
+
+
+async def test_every_policy_starts_with_nothing_whatever_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, which also shows that routers do not hinder each other."""
+    policies = options.policies()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("POSTGRES_POOL_MAX", "many")
+
+    async def one(policy: str) -> list[int]:
+        # aiohttp ignores the proxy as long as it is not told to trust the environment.
+        async with (
+            running(tmp_path / policy, policy) as router,
+            engines(2) as (a, b),
+            aiohttp.ClientSession() as session,
+        ):
+            client = Client(router, session)
+            statuses = [(await client.chat())[0]]
+            for wanted in ([a], [a, b], [b], [], [b, a]):
+                state = await settle(router, targets(*wanted))
+                assert state.present == {engine.url for engine in wanted}
+                statuses.append((await client.chat())[0])
+            if policy in ("random", "round_robin", "power_of_two", "manual", "bucket"):
+                await asyncio.gather(*(client.chat(f"{n} " * 50) for n in range(30)))
+                assert a.inferences
+                assert b.inferences
+            assert router.restarts == 0
+            return statuses
+
+    found = await asyncio.gather(*(one(policy) for policy in policies))
+    assert found == [[503, 200, 200, 200, 503, 200]] * len(policies)
+
+
+async def test_the_key_is_on_no_command_line(router: SglangRouter) -> None:
+    key = router.traits.request_headers[0][1].decode().removeprefix("Bearer ")
+    assert len(key) > 30
+    assert b"--port" in (command_line := read(f"/proc/{router.pid}/cmdline"))
+    assert key.encode() not in command_line
+
+
+async def test_who_answers_without_our_key_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has taken the port between our look and the router's start."""
+    app = web.Application()
+
+    async def yes(request: web.Request) -> web.Response:
+        return web.json_response({"workers": []})
+
+    app.router.add_route("*", "/{tail:.*}", yes)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    take = PORTS.take
+    answers = itertools.chain([port], iter(take, None))
+    monkeypatch.setattr(PORTS, "take", lambda: next(answers))
+    try:
+        async with running(tmp_path) as router:
+            assert router.endpoint is not None
+            assert router.endpoint.port != port
+            assert router.restarts == 1
+            assert router.last_exit is not None
+            assert "not the router that was started" in router.last_exit
+    finally:
+        await runner.cleanup()
+
+
+async def test_stopped_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as router:
+        pid, endpoint = router.pid, router.endpoint
+        assert pid is not None
+        assert endpoint is not None
+    assert router.endpoint is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(endpoint.host, endpoint.port)
+    with pytest.raises(RouterError):
+        await router.sync([])
+
+
+async def test_its_log_file_can_be_emptied_while_it_writes(tmp_path: Path) -> None:
+    directory = tmp_path / "router_logs" / "llama"
+
+    def written() -> bytes:
+        return b"".join(path.read_bytes() for path in directory.glob("smg.*"))
+
+    async with running(directory) as router:
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert router.endpoint is not None
+        async with aiohttp.ClientSession() as session:
+
+            async def complain() -> None:
+                """A call without the key, which it logs."""
+                async with session.get(f"http://{router.endpoint}/workers") as response:
+                    assert response.status == 401
+
+            await complain()
+            await wait_for(lambda: b"request failed" in written())
+            logs.tidy(directory, size=0)
+            (old,) = directory.glob("*.old")
+            old.unlink()
+            await complain()
+            await wait_for(lambda: b"request failed" in written())
+    assert b"\0" not in written()  # it went on at the end of the file, not where it had been
+
+
+async def test_a_router_that_refuses_its_flags_leaves_its_last_words(tmp_path: Path) -> None:
+    class Misconfigured(SglangRouter):
+        def command(self, port: int) -> Command:
+            command = super().command(port)
+            return Command(
+                (*command.argv, "--max-payload-size=0", "--cache-threshold=7"), command.env
+            )
+
+    spec = RouterSpec("sglang")
+    router = Misconfigured("router of test", spec, ports=PORTS, log_dir=tmp_path)
+    router.start(lambda: None, lambda: None)
+    try:
+        await wait_for(lambda: router.last_exit is not None)
+        assert router.last_exit == "exited with 1"
+        assert router.last_words[-1].startswith("ValueError: Configuration")
+        assert not await router.ready(0.01)
+    finally:
+        await router.stop()
+
+
+def read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+async def api_of(router: SglangRouter) -> RouterApi:
+    assert router.endpoint is not None
+    key = router.traits.request_headers[0][1].decode().removeprefix("Bearer ")
+    return RouterApi(router.endpoint.port, key)
