@@ -15,12 +15,12 @@ from gatewayd.core.headers import BadHead, scan_request
 from gatewayd.core.model import Limits, Service, Timeouts, Upstream
 from gatewayd.core.reply import LocalReply, bad_request
 from gatewayd.core.snapshot import BridgePort, Target
+from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.observe import Meter
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
-from gatewayd.proxy.server import ClientConnection
 
 # The edge has applied the operator's bounds; the router's own requests are not to be cut here.
 LIMITS: Final = Limits(

@@ -26,7 +26,7 @@ OnMessage = Callable[[Message, list[int]], None]
 OnClosed = Callable[[], None]
 
 
-class ChannelClosed(Exception):
+class ChannelClosedError(Exception):
     """The other process is gone."""
 
 
@@ -77,7 +77,7 @@ class Channel:
         """Queue one frame; `fds` are duplicated into the other process (the caller keeps its own
         and must keep them open until the frame has left, which is at once for an idle channel)."""
         if self._closed:
-            raise ChannelClosed
+            raise ChannelClosedError
         if len(fds) > _MAX_FDS:
             raise ValueError(f"at most {_MAX_FDS} descriptors fit one frame, not {len(fds)}")
         payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)

@@ -1,7 +1,7 @@
-"""A raw HTTP/1.1 client connection whose body bytes pass through unparsed, and its pool.
+"""A raw HTTP/1.1 client connection whose body bytes pass through unparsed.
 
-Owns: the response head and where a message ends (RFC 9112, 6.3), reuse, connect errors.
-Does not own: which endpoint, whether to repeat a request, what the client is told (proxy).
+Owns: the response head and where a message ends (RFC 9112, 6.3). Does not own: idle connections
+and connecting (net.pool), whether to repeat a request, what the client is told (proxy).
 
 A body is handed on as it was read, chunk framing included; it is parsed only to find its end.
 `ClientSession` costs five times as much and was seen to give stray bytes of one reply to the next.
@@ -10,29 +10,20 @@ A body is handed on as it was read, chunk framing included; it is parsed only to
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gatewayd.core.headers import BadResponse, ResponseHead, scan_response
-from gatewayd.core.model import Address, UnixAddress
 from gatewayd.core.retry import Failure
 
+if TYPE_CHECKING:
+    from gatewayd.net.pool import Pool
+
 _MAX_HEAD: Final = 64 * 1024
-_MAX_IDLE: Final = 512  # connections kept per address
-_BUSY_RETRY_S: Final = 0.005  # first pause when a replica's backlog is full; doubles up to 0.1
 
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
-
-
-class ConnectFailedError(Exception):
-    """No connection to an endpoint; `failure` is CONNECT or TIMEOUT_CONNECT."""
-
-    def __init__(self, failure: Failure, detail: str) -> None:
-        super().__init__(detail)
-        self.failure = failure
 
 
 class Sink(Protocol):
@@ -398,82 +389,3 @@ def _nowhere(data: bytes) -> None:
 
 def _nothing() -> None:
     """Nobody waits to write."""
-
-
-class Pool:
-    """Idle connections to one address, last in first out, so that the surplus can grow old."""
-
-    __slots__ = ("_idle", "address", "idle_s", "loop")
-
-    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop, *, idle_s: float) -> None:
-        self.address = address
-        self.idle_s = idle_s  # what has been idle for longer is closed by the owner's sweep
-        self.loop = loop
-        self._idle: list[UpstreamConnection] = []
-
-    def __repr__(self) -> str:
-        return f"<Pool {self.address} [{len(self._idle)} idle]>"
-
-    def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:
-        """An idle connection put back after `newer_than` (loop time), or None."""
-        idle = self._idle
-        if not idle or idle[-1].idle_since < newer_than:
-            return None
-        connection = idle.pop()
-        connection.reused = True
-        return connection
-
-    def put(self, connection: UpstreamConnection) -> None:
-        if len(self._idle) >= _MAX_IDLE:
-            connection.abort()
-            return
-        connection.idle_since = self.loop.time()
-        self._idle.append(connection)
-
-    def forget(self, connection: UpstreamConnection) -> None:
-        try:
-            self._idle.remove(connection)
-        except ValueError:
-            pass
-
-    def close_idle(self, older_than: float = float("inf")) -> None:
-        """Close what has been idle since before `older_than` (loop time); all by default."""
-        keep = [c for c in self._idle if c.idle_since >= older_than]
-        drop = [c for c in self._idle if c.idle_since < older_than]
-        self._idle = keep
-        for connection in drop:
-            connection.abort()
-
-    async def connect(self, timeout_s: float | None) -> UpstreamConnection:
-        """A fresh connection. Raises ConnectFailedError."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._connect()
-        except TimeoutError:
-            raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
-        except OSError as error:
-            detail = error.strerror or str(error)
-            raise ConnectFailedError(Failure.CONNECT, detail) from None
-
-    async def _connect(self) -> UpstreamConnection:
-        address = self.address
-        loop = self.loop
-        if not isinstance(address, UnixAddress):
-            _, protocol = await loop.create_connection(
-                lambda: UpstreamConnection(self), address.host, address.port
-            )
-            return protocol
-        pause = _BUSY_RETRY_S
-        while True:
-            try:
-                _, protocol = await loop.create_unix_connection(
-                    lambda: UpstreamConnection(self), address.path
-                )
-            except OSError as error:
-                # A Unix socket whose backlog is full says EAGAIN instead of making us wait.
-                if error.errno != errno.EAGAIN:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 0.1)
-            else:
-                return protocol

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
 
+    from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.served import Served
-    from gatewayd.proxy.server import ClientConnection
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 

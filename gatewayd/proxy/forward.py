@@ -14,19 +14,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
-from gatewayd.core.balancer import pick
 from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Fail, Failure, Sent, decide, is_idempotent
-from gatewayd.net.upstream import ConnectFailedError, Pool, UpstreamConnection
-from gatewayd.proxy.hop import (
-    BRIDGE_FIELDS,
-    FAILURE_FIELD,
-    REPLICA_FIELD,
-    request_head,
-    response_head,
-)
+from gatewayd.net.pool import ConnectFailedError, Pool
+from gatewayd.net.upstream import UpstreamConnection
+from gatewayd.proxy.deadlines import Deadlines, Late
+from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head
 from gatewayd.proxy.plane import POOL_IDLE_S
+from gatewayd.proxy.router_word import hear
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
     from gatewayd.proxy.served import Served
 
 _JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
-_UNSENT: Final = frozenset(f.kind.encode() for f in (Failure.CONNECT, Failure.TIMEOUT_CONNECT))
 
 
 class Forward:
@@ -46,17 +41,16 @@ class Forward:
         "_body",
         "_connecting",
         "_connection",
+        "_deadlines",
         "_direct",
         "_endpoint",
         "_exchange",
         "_failure",
+        "_fresh",
         "_over",
         "_plane",
-        "_progress",
-        "_progress_at",
         "_responding",
         "_served",
-        "_started_at",
         "_tried",
     )
 
@@ -69,12 +63,12 @@ class Forward:
         self._connecting: asyncio.Task[None] | None = None
         self._tried: frozenset[str] = frozenset()
         self._direct = served.router is None
+        self._fresh = False  # the next attempt must not trust a pooled connection
         self._over = False
         self._responding = False
         self._failure = ""  # of the last attempt
         self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
-        self._started_at = self._progress_at = plane.loop.time()
-        self._progress = -1
+        self._deadlines = Deadlines(served.timeouts, plane.body_idle_timeout, now=plane.loop.time())
         exchange.running = self
 
     def __repr__(self) -> str:
@@ -102,7 +96,7 @@ class Forward:
         # the rest only where the peer is known to keep idle connections for long.
         fresh_enough = POOL_IDLE_S if is_idempotent(exchange.method) else endpoint.reuse_s
         connection = None
-        if fresh_enough:
+        if fresh_enough and not self._fresh:
             connection = pool.take(plane.loop.time() - max(fresh_enough, endpoint.reuse_s))
         if connection is None:
             self._connecting = plane.spawn(self._connect(pool))
@@ -110,22 +104,13 @@ class Forward:
             self._send(connection)
 
     def _choose(self) -> Endpoint | None:
-        served = self._served
-        upstream = served.upstream
+        exchange = self._exchange
         if not self._direct:
-            self._exchange.via = "through"
-            return served.router
-        live = served.live
-        live.turn += 1
-        return pick(
-            upstream.endpoints,
-            self._plane.loads,
-            balance=upstream.balance,
-            salt=self._plane.chance.getrandbits(30) if upstream.balance == "random" else live.turn,
-            tried=self._tried,
-            ejections=live.ejections,
-            now=self._plane.loop.time(),
-        )
+            exchange.via = "through"
+            return self._served.router
+        if exchange.via == "-":
+            exchange.via = "direct"
+        return self._served.choose(self._plane, self._tried)
 
     async def _connect(self, pool: Pool) -> None:
         try:
@@ -147,7 +132,7 @@ class Forward:
         endpoint = self._endpoint
         assert endpoint is not None
         self._connection = connection
-        self._progress_at = self._plane.loop.time()
+        self._deadlines.progressed(self._plane.loop.time())
         try:
             body = self._body.whole()
         except BodyTooLargeError:
@@ -272,6 +257,7 @@ class Forward:
             self._answer(_reply_of(failure))
             return
         served.meter.retried()
+        self._fresh = decision.fresh
         if decision.avoid_endpoint:
             self._tried |= {endpoint.id}
         self._attempt()
@@ -288,31 +274,23 @@ class Forward:
             self._answer(replies.UPSTREAM_ERROR)
 
     def _router_failed(self, connection: UpstreamConnection) -> bool:
-        """Answers that the router, or the bridge behind it, made for want of a replica."""
+        """Whether the answer is one that the router, or the bridge behind it, made for want of a
+        replica; then the exchange has gone on elsewhere or ended."""
         exchange = self._exchange
-        traits = self._served.traits
-        error = connection.field(traits.error_header) if traits.error_header else None
-        failure = connection.field(FAILURE_FIELD.lower())
-        replica = connection.field(REPLICA_FIELD.lower())
-        if replica is not None:
-            exchange.replica = replica.decode("latin-1")
-        connection.head.drop(BRIDGE_FIELDS)
-        if connection.status < 500 or (error is None and failure is None):
+        said = hear(connection, self._served.traits)
+        if said.replica:
+            exchange.replica = said.replica
+        if said.failure is None:
             return False
+        failure = said.failure
         connection.abort()
         self._connection = None
         self._body.stop()
         self._release()
-        if failure is not None:
-            unsent = failure in _UNSENT
-        else:
-            unsent = error in traits.unsent_errors
-        # A router's own words for what failed are not a bounded set; the metrics' kinds are.
-        kind = failure.decode("latin-1") if failure is not None else "router"
-        self._served.meter.upstream_error(exchange.replica, kind)
-        if unsent:
-            if replica is not None:
-                self._tried |= {exchange.replica}
+        self._served.meter.upstream_error(exchange.replica, failure.kind)
+        if failure.unsent:
+            if said.replica:
+                self._tried |= {said.replica}
             self._fall_back()
         else:
             timed_out = connection.status == 504
@@ -400,7 +378,7 @@ class Forward:
 
     def client_resumed(self) -> None:
         if self._connection is not None:
-            self._progress_at = self._plane.loop.time()
+            self._deadlines.progressed(self._plane.loop.time())
             self._connection.resume_reading()
 
     # --- deadlines
@@ -409,28 +387,16 @@ class Forward:
         connection = self._connection
         if connection is None or self._over:
             return  # connecting is bounded by its own timeout
-        timeouts = self._served.timeouts
-        if timeouts.total is not None and now - self._started_at > timeouts.total:
-            self._time_out()
-            return
-        exchange = self._exchange
-        progress = connection.received + exchange.bytes_in
-        if progress != self._progress or connection.reading_paused:
-            self._progress = progress
-            self._progress_at = now
-            return
-        waited = now - self._progress_at
-        if not connection.request_done and not connection.writing_paused:
-            if waited > self._plane.body_idle_timeout:
-                self._refuse_upload(replies.REQUEST_TIMEOUT)
-            return
-        bound = timeouts.idle if connection.received else timeouts.first_byte
-        if bound is not None and waited > bound:
-            self._time_out()
+        late = self._deadlines.check(now, connection, self._exchange)
+        if late is Late.BODY:
+            self._refuse_upload(replies.REQUEST_TIMEOUT)
+        elif late is not None:
+            self._time_out(late)
 
-    def _time_out(self) -> None:
+    def _time_out(self, late: Late) -> None:
         assert self._endpoint is not None
-        self._served.meter.upstream_error(self._endpoint.replica, Failure.TIMEOUT_FIRST_BYTE.kind)
+        self._served.meter.upstream_error(self._endpoint.replica, late.value)
+        self._failure = late.value
         if self._responding:
             self._cut("upstream")
         else:

@@ -29,8 +29,8 @@ from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
 
 if TYPE_CHECKING:
+    from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
-    from gatewayd.proxy.server import ClientConnection
 
 _MAX_ID: Final = 128
 _SANE_ID: Final = frozenset(

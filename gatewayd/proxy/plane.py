@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.loads import LoadTable
-from gatewayd.net.upstream import Pool
+from gatewayd.net.pool import Pool
 
 if TYPE_CHECKING:
     from gatewayd.proxy.forward import Forward

@@ -26,7 +26,7 @@ from gatewayd.core.messages import (
     Report,
     ServiceTotals,
 )
-from gatewayd.net.channel import Channel, ChannelClosed
+from gatewayd.net.channel import Channel, ChannelClosedError
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.server import EdgeServer
@@ -146,7 +146,7 @@ class DataProcess:
     def _send(self, message: Message) -> None:
         try:
             self._channel.send(message)
-        except ChannelClosed:
+        except ChannelClosedError:
             pass  # serving on without control
 
     async def _report(self) -> None:

@@ -7,10 +7,15 @@ Does not own: the decisions (core), the path of a request (handler, forward).
 
 from __future__ import annotations
 
-from gatewayd.core.balancer import Ejections
-from gatewayd.core.model import Cors, RouterTraits
+from typing import TYPE_CHECKING
+
+from gatewayd.core.balancer import Ejections, pick
+from gatewayd.core.model import Cors, Endpoint, RouterTraits
 from gatewayd.core.snapshot import Target
 from gatewayd.proxy.observe import Meter
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.plane import Plane
 
 _CORS_FIELDS = frozenset(
     (
@@ -88,6 +93,20 @@ class Served:
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
         self.from_bridge = False  # answers tell the edge which replica, and how it failed
+
+    def choose(self, plane: Plane, tried: frozenset[str]) -> Endpoint | None:
+        """The replica for one attempt; `tried` have failed this request. None without replicas."""
+        live, upstream = self.live, self.upstream
+        live.turn += 1
+        return pick(
+            upstream.endpoints,
+            plane.loads,
+            balance=upstream.balance,
+            salt=plane.chance.getrandbits(30) if upstream.balance == "random" else live.turn,
+            tried=tried,
+            ejections=live.ejections,
+            now=plane.loop.time(),
+        )
 
     def __repr__(self) -> str:
         return f"<Served {self.key} [{len(self.upstream.endpoints)} endpoints]>"

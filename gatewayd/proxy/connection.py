@@ -1,0 +1,354 @@
+"""Client connections: aiohttp parses, limits and terminates; requests run one after another.
+
+Owns: the order of requests on a connection, keep-alive, lingering close, head and idle bounds,
+the connection's part of a tunnel. Does not own: what a request means (handler).
+
+`RequestHandler` normally runs a task per connection and one per request. Here a request is
+handed on from `data_received` itself, which costs a third; the parser, its limits, its flow
+control and the server's registry of connections stay aiohttp's. The seams used are tested in
+tests/proxy/test_aiohttp_seams.py, and the version is pinned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+from gatewayd.core import reply as replies
+from gatewayd.core.model import Limits
+from gatewayd.core.reply import LocalReply
+from gatewayd.proxy.exchange import Exchange
+from gatewayd.proxy.malformed import refusal_of
+from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
+
+if TYPE_CHECKING:
+    from gatewayd.net.upstream import UpstreamConnection
+
+_HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
+_LINGER_S: Final = 10.0
+_LINGER_SIZE: Final = 64 * 1024 * 1024
+
+
+class Handler(Protocol):
+    """What a plane does with requests. `begin` may end the exchange before it returns."""
+
+    limits: Limits
+    draining: bool
+
+    def begin(self, exchange: Exchange) -> None: ...
+
+    def ended(self, exchange: Exchange) -> None: ...
+
+    def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
+        """Counts a request that could not be read; gives the answer's bytes."""
+
+    def http_date(self) -> bytes: ...
+
+
+class ClientConnection(RequestHandler):
+    """One client. At most one exchange runs; what comes behind it waits as raw bytes."""
+
+    __slots__ = (
+        "_advancing",
+        "_counted",
+        "_handler",
+        "_head_since",
+        "_head_size",
+        "_held",
+        "_held_size",
+        "_idle_since",
+        "_linger_until",
+        "_lingered",
+        "_parser_full",
+        "_peers",
+        "_stalled_at",
+        "_stalled_since",
+        "_tunnel",
+        "closing",
+        "exchange",
+        "peer",
+    )
+
+    def __init__(
+        self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
+    ) -> None:
+        super().__init__(server, **kwargs)
+        self._handler = handler
+        self._peers = peers
+        self._counted = False
+        self.exchange: Exchange | None = None
+        self.peer = ""
+        self.closing = False  # no further request is read on this connection
+        self._advancing = False
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._parser_full = False
+        self._head_since = 0.0
+        self._head_size = 0
+        self._idle_since = self._loop.time()
+        self._linger_until = 0.0
+        self._lingered = 0
+        self._stalled_at = 0
+        self._stalled_since = 0.0
+        self._tunnel: UpstreamConnection | None = None
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert self._manager is not None
+        # The listening sockets carry TCP_NODELAY and SO_KEEPALIVE; accepted ones inherit them.
+        # uvloop's transports implement asyncio.Transport without inheriting from it.
+        self.transport = cast(asyncio.Transport, transport)
+        self._manager.connection_made(self, self.transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else UNIX_PEER
+        self._counted = self._peers.admit(self.peer, self._handler.limits.connections_per_ip)
+        if not self._counted:
+            self.closing = True
+            self.transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        manager = self._manager
+        if manager is None:
+            return
+        self.closing = True
+        if self._counted:
+            self._peers.leave(self.peer)
+        manager.connection_lost(self, exc)
+        self._manager = None
+        self.transport = None
+        self._parser = None
+        self._held.clear()
+        self._messages.clear()
+        tunnel, self._tunnel = self._tunnel, None
+        if tunnel is not None:
+            tunnel.abort()
+        exchange = self.exchange
+        if exchange is not None:
+            if exchange.running is not None:
+                exchange.running.client_gone()
+            if self.exchange is exchange:
+                self.exchange_ended(exchange)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:
+            self._linger(len(data))
+            return
+        tunnel = self._tunnel
+        if tunnel is not None:
+            assert self.exchange is not None
+            self.exchange.bytes_in += len(data)
+            tunnel.write(data)
+            if tunnel.writing_paused:
+                self._pause_reading_for_buffer()
+            return
+        exchange = self.exchange
+        if exchange is not None and exchange.payload.is_eof():
+            # Re-entered by StreamReader.read_nowait -> resume_reading -> data_received(b""):
+            # the running request is complete, so nothing may be parsed now.
+            if data:
+                self._hold(data)
+            return
+        self._feed(data)
+        if self.exchange is None:
+            self._advance()
+
+    def eof_received(self) -> None:
+        """Returning None closes the transport: half a connection is a client gone."""
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self._stalled_since = self._loop.time()
+        self._stalled_at = -1
+        if self.exchange is not None and self.exchange.running is not None:
+            self.exchange.running.client_paused()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._stalled_since = 0.0
+        if self.exchange is None:
+            self._advance()
+        elif self.exchange.running is not None:
+            self.exchange.running.client_resumed()
+
+    # --- requests in order
+
+    def _feed(self, data: bytes) -> None:
+        assert self._parser is not None
+        try:
+            messages, upgraded, tail = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            self._refuse(refusal_of(error, self._handler.limits))
+            return
+        if messages:
+            limits = self._handler.limits
+            if self._head_size + len(data) > limits.header_size:
+                size = sum(len(n) + len(v) + 4 for n, v in messages[0][0].raw_headers)
+                if size > limits.header_size:
+                    self._refuse(replies.HEAD_TOO_LARGE)
+                    return
+            self._messages.extend(messages)
+            self._head_since = 0.0
+            self._head_size = 0
+            self._parser_full = len(self._messages) >= self._max_msg_queue_size
+        elif self.exchange is None and data:
+            if not self._head_since:
+                self._head_since = self._loop.time()
+            self._head_size += len(data)
+            limits = self._handler.limits
+            if self._head_size > limits.header_size + limits.request_line_size:
+                self._refuse(replies.HEAD_TOO_LARGE)
+                return
+        if upgraded:
+            # The parser has stopped; what follows belongs to the new protocol if it is granted.
+            self._hold(tail)
+
+    def _advance(self) -> None:
+        """Start the next request unless one runs, or the client does not take answers."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self.exchange is None and not self.closing and not self._paused:
+                if self._messages:
+                    message, payload = self._messages.popleft()
+                    assert self._parser is not None
+                    self._parser.message_consumed()
+                    exchange = self.exchange = Exchange(self, message, payload)  # type: ignore[arg-type]
+                    self._handler.begin(exchange)
+                elif self._held:
+                    data = b"".join(self._held)
+                    self._held.clear()
+                    self._held_size = 0
+                    self._feed(data)
+                    if self._buffer_paused:
+                        self._resume_reading_for_buffer()
+                elif self._parser_full:
+                    self._parser_full = False
+                    self._feed(b"")
+                else:
+                    break
+        finally:
+            self._advancing = False
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """The answer of the running exchange has been written, or cannot be."""
+        self.exchange = None
+        exchange.running = None
+        self._handler.ended(exchange)
+        if self.transport is None:
+            return
+        if exchange.close or not exchange.payload.is_eof() or self._handler.draining:
+            self.finish(lingering=not exchange.payload.is_eof())
+            return
+        self._idle_since = self._loop.time()
+        if self._messages or self._held or self._parser_full:
+            self._advance()
+
+    def _hold(self, data: bytes) -> None:
+        if data:
+            self._held.append(data)
+            self._held_size += len(data)
+        if self._held_size > _HOLD_SIZE and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+
+    def _refuse(self, reply: LocalReply) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            # The body of the running request is broken: its framing ends here.
+            if exchange.running is not None:
+                exchange.running.client_broke(reply)
+            return
+        if self.transport is not None and not self.closing:
+            self.transport.write(self._handler.malformed(self, reply))
+            self.finish(lingering=True)
+
+    # --- closing
+
+    def finish(self, *, lingering: bool = False) -> None:
+        """Close after what has been written. Lingering reads and drops what is still arriving,
+        so that a reset does not take the answer away from a client that is still sending."""
+        self.closing = True
+        transport = self.transport
+        if transport is None:
+            return
+        self._held.clear()
+        self._messages.clear()
+        self._linger_until = self._loop.time() + _LINGER_S
+        if lingering and transport.can_write_eof():
+            self._reading_paused = False
+            self._resume_reading_for_buffer()
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _linger(self, size: int) -> None:
+        self._lingered += size
+        if self._lingered > _LINGER_SIZE and self.transport is not None:
+            self.transport.abort()
+
+    def abort(self) -> None:
+        """Cut the connection: the client must not take what it got for the whole."""
+        self.closing = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Once a second: whole-head, idle, write and linger bounds. `now` is loop time."""
+        transport = self.transport
+        if transport is None:
+            return
+        limits = self._handler.limits
+        if self.closing:
+            over = now - self._linger_until
+            if over > limits.write_timeout or (over > 0 and not transport.get_write_buffer_size()):
+                transport.abort()
+        elif self._paused:
+            self._sweep_stalled(now, limits.write_timeout)
+        elif self.exchange is None:
+            if self._head_since:
+                if now - self._head_since > limits.header_timeout:
+                    self._refuse(replies.REQUEST_TIMEOUT)
+            elif now - self._idle_since > limits.keepalive_timeout:
+                self.finish()
+
+    def _sweep_stalled(self, now: float, write_timeout: float) -> None:
+        assert self.transport is not None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting != self._stalled_at:
+            self._stalled_at = waiting
+            self._stalled_since = now
+        elif now - self._stalled_since > write_timeout:
+            self.abort()
+
+    # --- tunnels
+
+    def start_tunnel(self, upstream: UpstreamConnection) -> None:
+        """From here on bytes pass both ways unparsed (RFC 9110, 7.8)."""
+        self._tunnel = upstream
+        early = b"".join(self._held)
+        self._held.clear()
+        self._held_size = 0
+        if early:
+            upstream.write(early)
+        if self._buffer_paused:
+            self._resume_reading_for_buffer()
+
+    def resume_tunnel(self) -> None:
+        if self._buffer_paused:
+            self._resume_reading_for_buffer()
+
+    def date(self) -> bytes:
+        return self._handler.http_date()
+
+    @property
+    def draining(self) -> bool:
+        return self._handler.draining
+
+    @property
+    def idle(self) -> bool:
+        return self.exchange is None and not self._head_since and not self._messages

@@ -1,0 +1,68 @@
+"""Which bound an exchange has run into, seen from the sweep that walks all exchanges.
+
+Owns: the phases of an attempt and when each is over. Does not own: the bounds (Timeouts), the
+walk (plane), what happens then (forward).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from gatewayd.core.retry import Failure
+
+if TYPE_CHECKING:
+    from gatewayd.core.model import Timeouts
+    from gatewayd.net.upstream import UpstreamConnection
+    from gatewayd.proxy.exchange import Exchange
+
+
+class Late(enum.Enum):
+    """The value is the failure's kind in the metrics; BODY is the client's own lateness."""
+
+    BODY = "body"
+    FIRST_BYTE = Failure.TIMEOUT_FIRST_BYTE.kind
+    IDLE = Failure.TIMEOUT_IDLE.kind
+    TOTAL = Failure.TIMEOUT_TOTAL.kind
+
+
+class Deadlines:
+    """Progress is read from counters that move anyway, so a byte costs no clock reading.
+
+    Until the first body byte `first_byte` counts, headers or not: engines send their head at
+    once and prefill for minutes. A client that does not read stops the replica's clock.
+    """
+
+    __slots__ = ("_body_idle_s", "_progress", "_progress_at", "_started_at", "_timeouts")
+
+    def __init__(self, timeouts: Timeouts, body_idle_s: float, *, now: float) -> None:
+        self._timeouts = timeouts
+        self._body_idle_s = body_idle_s
+        self._started_at = now
+        self._progress_at = now
+        self._progress = -1
+
+    def progressed(self, now: float) -> None:
+        self._progress_at = now
+
+    def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
+        """`now` is loop time, in seconds."""
+        timeouts = self._timeouts
+        if timeouts.total is not None and now - self._started_at > timeouts.total:
+            return Late.TOTAL
+        progress = connection.received + exchange.bytes_in
+        if progress != self._progress:
+            # Counted from when it was seen: at most one sweep late, never early.
+            if self._progress >= 0 or progress:
+                self._progress_at = now
+            self._progress = progress
+        if connection.reading_paused:
+            self._progress_at = now
+            return None
+        waited = now - self._progress_at
+        if not connection.request_done and not connection.writing_paused:
+            return Late.BODY if waited > self._body_idle_s else None
+        if connection.received:
+            return Late.IDLE if timeouts.idle is not None and waited > timeouts.idle else None
+        bound = timeouts.first_byte
+        return Late.FIRST_BYTE if bound is not None and waited > bound else None
