@@ -3,8 +3,8 @@
 Owns: the order of start and stop, signals, who is told what. Does not own: each part's work.
 
 Start: state directory, sockets, tables, processes, first snapshot; only then what takes long to
-import or to come up (the admin address, routers). Stop: the workers drain, then routers and the
-bridge go, then the admin address, so that it can tell until the end.
+import or to come up (the admin address, routers). Stop: the workers drain while the admin address
+tells so, then it goes, the routers, and last the bridge that they talk to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,11 +23,14 @@ from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
 from gatewayd.control.registry import Registry
+from gatewayd.control.reload import LoadConfig, Reloader
+from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.slot import Argv, Hooks, SlotProcess, own_command
 from gatewayd.control.sockets import Sockets
 from gatewayd.control.state import State
+from gatewayd.control.status import Status
 from gatewayd.control.survivors import StateDir, StateDirError, dismiss
 from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.workers import Workers
@@ -45,7 +47,6 @@ READY_TIMEOUT_S: Final = 30.0
 _SURVIVOR_GRACE_S: Final = 5.0
 
 Ready = Callable[[tuple[Address, ...]], None]
-LoadConfig = Callable[[], Config]
 
 
 async def serve(
@@ -66,10 +67,10 @@ async def serve(
         await control.start()
     except (ListenError, StateDirError) as error:
         _log.error("%s", error)
-        await control.stop(now=True)
+        await control.dismantle()
         return 1
     except BaseException:
-        await control.stop(now=True)
+        await control.dismantle()
         raise
     control.listen_to_signals()
     try:
@@ -86,8 +87,6 @@ class Control:
         self, config: Config, *, load: LoadConfig | None, environ: Mapping[str, str], argv: Argv
     ) -> None:
         self.config = config
-        self.started = time.monotonic()
-        self.draining = False
         self.stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._load_config = load
@@ -117,15 +116,12 @@ class Control:
         self._closers.callback(self.sockets.close)
         self._build()
         self.state.services = {service.key: service for service in config.services}
-        self.telemetry.keep(self.state.services)
         self.workers.start()
         self.routers.follow()
         self.publisher.start()
         await self.publisher.publish()
         await self._serve_admin()
         await self._until_ready()
-        for service, replica in self.state.replicas():
-            self.reachability.suspect(service.key, replica.id)
         if survivors:
             timeout = config.drain_timeout + _SURVIVOR_GRACE_S
             self._own(dismiss(survivors, timeout), "dismiss survivors")
@@ -157,12 +153,22 @@ class Control:
             on_change=lambda: self.publisher.request(),
         )
         compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
-        self.publisher = Publisher(compiler, self.workers, self.routers.follow)
+        self.publisher = Publisher(compiler, self.workers, self._published)
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
         self.reachability = Reachability(self.state, self.routers.follow)
+        self.reloader = Reloader(config, self._load_config, self.state, self.registry)
+        self.status = Status(
+            state=self.state,
+            workers=self.workers,
+            publisher=self.publisher,
+            routers=self.routers,
+            indexes=self.indexes,
+            telemetry=self.telemetry,
+            sockets=self.sockets,
+            reloader=self.reloader,
+        )
         # Undone from the last to the first.
         self._closers.callback(self._close_tables)
-        self._closers.push_async_callback(self._close_admin)
         self._closers.push_async_callback(self._end_tasks)
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.workers.stop)
@@ -187,10 +193,20 @@ class Control:
         )
 
     async def _serve_admin(self) -> None:
-        """The admin address."""
+        # Imported now: what takes half a second to import must not delay the workers' start.
+        from gatewayd.control.api.ops_calls import OpsCalls
+        from gatewayd.control.api.registry_calls import RegistryCalls
+        from gatewayd.control.api.server import AdminServer
+        from gatewayd.control.metrics import Exposition
 
-    async def _close_admin(self) -> None:
-        pass
+        assert self.sockets.admin is not None
+        ops = OpsCalls(self.status, Exposition(self.status.sample), self.reloader)
+        calls = RegistryCalls(self.registry, self.state, self.reloader, check_router)
+        self.admin = AdminServer()
+        self._closers.push_async_callback(self.admin.aclose)
+        await self.admin.serve(self.sockets.admin, ops, calls)
+        if self.sockets.metrics is not None:
+            await self.admin.serve_metrics(self.sockets.metrics, ops)
 
     async def _until_ready(self) -> None:
         """Every worker serves the first snapshot; crashing ones are not waited for endlessly."""
@@ -201,6 +217,11 @@ class Control:
                     await self._ready_changed.wait()
         except TimeoutError:
             _log.error("not every worker is ready after %g s; trying goes on", READY_TIMEOUT_S)
+
+    def _published(self) -> None:
+        self.telemetry.keep(self.state.services)
+        self.routers.follow()
+        self.reachability.look_at_new()
 
     # --- what the data plane tells -------------------------------------------------------------
 
@@ -240,24 +261,27 @@ class Control:
         self.stop_asked.set()
 
     def _reload_signal(self) -> None:
-        pass
+        self._own(self.reloader.reload_and_log(), "reload")
 
     def _reopen_signal(self) -> None:
         self.workers.broadcast(ReopenLogs())
 
     # --- stop ----------------------------------------------------------------------------------
 
-    async def stop(self, *, now: bool = False) -> None:
-        """Drain and end everything; `now` (or a second signal) skips the draining."""
-        self.draining = True
+    async def stop(self) -> None:
+        """Drain, then end everything; a second signal ends the draining."""
+        self.status.draining = True
         self.sockets.close_public()
-        if not now and not self._stop_now.is_set():
-            _log.info("stopping: draining for at most %g s", self.config.drain_timeout)
-            await self._drain()
+        _log.info("stopping: draining for at most %g s", self.reloader.config.drain_timeout)
+        await self._drain(self.reloader.config.drain_timeout)
+        await self.dismantle()
+
+    async def dismantle(self) -> None:
+        """Whatever was started, in the opposite order."""
         await self._closers.aclose()
 
-    async def _drain(self) -> None:
-        drain = asyncio.create_task(self.workers.drain(self.config.drain_timeout), name="drain")
+    async def _drain(self, timeout: float) -> None:
+        drain = asyncio.create_task(self.workers.drain(timeout), name="drain")
         now = asyncio.create_task(self._stop_now.wait(), name="second signal")
         try:
             await asyncio.wait((drain, now), return_when=asyncio.FIRST_COMPLETED)

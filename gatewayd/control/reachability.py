@@ -27,9 +27,17 @@ class Reachability:
         self._state = state
         self._on_change = on_change
         self._watches: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._seen: set[tuple[str, str, Address]] = set()
 
     def __repr__(self) -> str:
         return f"<Reachability {len(self._state.unreachable)} unreachable>"
+
+    def look_at_new(self) -> None:
+        """Replicas nobody has asked yet: a router must not be led to one that is not there."""
+        now = {(service.key, r.id, r.address) for service, r in self._state.replicas()}
+        for service_key, replica_id, _ in now - self._seen:
+            self.suspect(service_key, replica_id)
+        self._seen = now
 
     def suspect(self, service_key: str, replica_id: str) -> None:
         """Look whether it accepts connections, and until when it does not."""

@@ -22,7 +22,7 @@ from typing import Literal
 import gatewayd
 from gatewayd.core.messages import Ack, Configure, Drain, Message, Ready, Report
 from gatewayd.core.reconcile import backoff
-from gatewayd.net.channel import Channel, ChannelClosed
+from gatewayd.net.channel import Channel, ChannelClosedError
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class SlotProcess:
         if self.channel is not None:
             try:
                 self.channel.send(message, fds)
-            except ChannelClosed:
+            except ChannelClosedError:
                 pass
 
     def when_acked(self, version: int) -> asyncio.Future[None]:

@@ -1,0 +1,116 @@
+"""Registry calls: services and replicas come and go.
+
+Owns: paths, and bodies to calls of the registry. Does not own: shapes (schemas), texts of refusals
+(control.registry). Project and run names are lower-cased, replica ids are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from gatewayd.control.api.replies import ok, read_body, reply, validate
+from gatewayd.control.api.schemas import (
+    RegisterReplicaBody,
+    RegisterServiceBody,
+    WithdrawBody,
+    to_replica,
+    to_service,
+)
+from gatewayd.control.registry import DRAIN_TIMEOUT_S, RefusedError, Registry
+from gatewayd.control.reload import Reloader
+from gatewayd.control.state import State
+from gatewayd.core.model import RouterSpec
+
+CheckRouter = Callable[[RouterSpec], list[str]]
+
+_SERVICES = "/api/registry/{project}/services"
+_REPLICAS = _SERVICES + "/{run}/replicas"
+
+
+class RegistryCalls:
+    def __init__(
+        self, registry: Registry, state: State, reloader: Reloader, check_router: CheckRouter
+    ) -> None:
+        self._registry = registry
+        self._state = state
+        self._reloader = reloader
+        self._check_router = check_router
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_get("/api/services/list", self.list_services)
+        app.router.add_post(f"{_SERVICES}/register", self.register_service)
+        app.router.add_post(f"{_SERVICES}/{{run}}/unregister", self.unregister_service)
+        app.router.add_post(f"{_REPLICAS}/register", self.register_replica)
+        app.router.add_post(f"{_REPLICAS}/{{id}}/unregister", self.unregister_replica)
+        app.router.add_post(f"{_REPLICAS}/{{id}}/drain", self.drain_replica)
+
+    async def list_services(self, request: web.Request) -> web.Response:
+        """Only what came through the registry: its server removes whatever it does not know."""
+        return reply(
+            {
+                "services": [
+                    {
+                        "id": None,
+                        "project_name": service.project,
+                        "run_name": service.name,
+                        "replicas": [{"id": replica.id} for replica in service.replicas],
+                    }
+                    for service in self._state.services.values()
+                    if service.origin == "api"
+                ]
+            }
+        )
+
+    async def register_service(self, request: web.Request) -> web.Response:
+        body = await read_body(request, RegisterServiceBody)
+        service = to_service(_project(request), body, self._reloader.config)
+        if service.router is not None:
+            # In a thread: the plug-in may have to run the router's program.
+            faults = await asyncio.to_thread(self._check_router, service.router)
+            if faults:
+                raise RefusedError("router: " + "; ".join(faults))
+        await self._registry.add_service(service)
+        return ok()
+
+    async def unregister_service(self, request: web.Request) -> web.Response:
+        await self._registry.remove_service(_key(request))
+        return ok()
+
+    async def register_replica(self, request: web.Request) -> web.Response:
+        body = await read_body(request, RegisterReplicaBody)
+        await self._registry.add_replica(_key(request), to_replica(body))
+        return ok()
+
+    async def unregister_replica(self, request: web.Request) -> web.Response:
+        body = await _withdraw_body(request)
+        if body.drain:
+            return await self._drain(request, body)
+        await self._registry.remove_replica(_key(request), request.match_info["id"])
+        return ok()
+
+    async def drain_replica(self, request: web.Request) -> web.Response:
+        return await self._drain(request, await _withdraw_body(request))
+
+    async def _drain(self, request: web.Request, body: WithdrawBody) -> web.Response:
+        timeout = DRAIN_TIMEOUT_S if body.timeout is None else body.timeout
+        drained = await self._registry.drain_replica(
+            _key(request), request.match_info["id"], timeout
+        )
+        return ok(drained=drained.running == 0, running=drained.running)
+
+
+async def _withdraw_body(request: web.Request) -> WithdrawBody:
+    if request.query:
+        return validate(dict(request.query), WithdrawBody, "query")
+    return await read_body(request, WithdrawBody)
+
+
+def _project(request: web.Request) -> str:
+    return request.match_info["project"].lower()
+
+
+def _key(request: web.Request) -> str:
+    return f"{_project(request)}/{request.match_info['run'].lower()}"

@@ -1,0 +1,256 @@
+"""Bodies of registry calls: what a caller may send, and what it means here.
+
+Owns: shapes and their conversion to Service and Replica. Does not own: whether a change is allowed
+(control.registry), how errors look on the wire (control.api.replies).
+
+Unknown fields are ignored at every level: callers of other releases send more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from gatewayd.config.model import Config
+from gatewayd.config.values import (
+    parse_domain,
+    parse_duration,
+    parse_replica_url,
+    parse_size,
+    parse_socket_path,
+    replica_id,
+)
+from gatewayd.control.registry import RefusedError
+from gatewayd.core.model import (
+    Address,
+    Balance,
+    Cors,
+    RateLimit,
+    Replica,
+    RouterMode,
+    RouterSpec,
+    Service,
+    Timeouts,
+    UnixAddress,
+)
+
+NOT_YET = "not available yet"
+_DRAIN_TIMEOUT_MAX_S = 3600.0
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_NAME = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, BeforeValidator(_lower), Field(pattern=_NAME)]
+Seconds = Annotated[
+    float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v)
+]
+MaybeSeconds = Annotated[Seconds, Field(gt=0)] | None
+Bytes = Annotated[int, BeforeValidator(lambda v: parse_size(v) if isinstance(v, str) else v)]
+Domain = Annotated[str, AfterValidator(parse_domain)]
+Prefix = Annotated[str, Field(pattern=r"^/[^\s\\{}]*$")]
+ReplicaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+
+
+class RateKeyBody(Body):
+    type: Literal["ip_address", "header"]
+    header: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=500)] | None = None
+
+
+class RateLimitBody(Body):
+    prefix: Prefix
+    key: RateKeyBody
+    rps: Annotated[float, Field(gt=0)]
+    burst: Annotated[int, Field(ge=0)]
+
+
+class TimeoutsBody(Body):
+    connect: MaybeSeconds = Timeouts().connect
+    first_byte: MaybeSeconds = Timeouts().first_byte
+    idle: MaybeSeconds = Timeouts().idle
+    total: MaybeSeconds = Timeouts().total
+
+
+class RouterBody(Body):
+    type: str
+    mode: RouterMode = "auto"
+    policy: str | None = None
+    pd_disaggregation: bool = False
+    args: dict[str, str | int | float | bool | None] = {}
+
+
+class OpenAiBody(Body):
+    type: str = "chat"
+    name: str
+    format: str = "openai"
+
+
+class OptionsBody(Body):
+    openai: Annotated[OpenAiBody | None, Field(validation_alias="openai")] = None
+
+
+class CorsBody(Body):
+    origins: list[str] = ["*"]
+    methods: list[str] = list(Cors().methods)
+    headers: list[str] = ["*"]
+    max_age: int = 600
+    credentials: bool = False
+
+
+class RegisterServiceBody(Body):
+    """The registry's own fields, and those of a service in the file."""
+
+    run_name: Name
+    domain: Annotated[list[Domain], BeforeValidator(_one_or_many)] = []
+    https: bool = False
+    auth: bool | None = None
+    client_max_body_size: Annotated[Bytes, Field(gt=0)] = 64 * 1024 * 1024
+    options: OptionsBody = OptionsBody()
+    rate_limits: list[RateLimitBody] = []
+    read_timeout: int | None = None
+    router: RouterBody | str | None = None
+    model: str | None = None
+    strip_prefix: Prefix | None = None
+    allowed_paths: list[Prefix] | None = None
+    timeouts: TimeoutsBody | None = None
+    balance: Balance = "least_requests"
+    cors: CorsBody | Literal["openai"] | None = None
+
+
+class RegisterReplicaBody(Body):
+    job_id: ReplicaId | None = None
+    id: ReplicaId | None = None
+    socket: str | None = None
+    url: str | None = None
+    ssh_host: str | None = None
+
+
+class WithdrawBody(Body):
+    drain: bool = False
+    timeout: Annotated[Seconds, Field(ge=0, le=_DRAIN_TIMEOUT_MAX_S)] | None = None
+
+
+def to_service(project: str, body: RegisterServiceBody, config: Config) -> Service:
+    """Raises RefusedError for what this gateway cannot do."""
+    if body.https:
+        raise RefusedError(f"`https` is {NOT_YET}: register the service with `https: false`")
+    auth = body.auth if body.auth is not None else config.auth is not None
+    if auth and config.auth is None:
+        raise RefusedError("`auth` is true, but this gateway has no `auth` configured to ask")
+    domains = tuple(dict.fromkeys(body.domain))
+    if not domains:
+        if config.domain is None:
+            raise RefusedError("`domain` is needed: this gateway has no domain of its own")
+        domains = (f"{body.run_name}.{config.domain}",)
+    openai = body.options.openai
+    cors = _cors(body.cors)
+    if openai is not None and openai.format == "openai" and openai.type == "chat":
+        cors = cors or Cors()
+    return Service(
+        project=project,
+        name=body.run_name,
+        domains=domains,
+        auth=auth,
+        model=body.model or (openai.name if openai is not None else None),
+        client_max_body_size=body.client_max_body_size,
+        strip_prefix=(body.strip_prefix or "").rstrip("/") or None,
+        allowed_paths=None if body.allowed_paths is None else tuple(body.allowed_paths),
+        timeouts=_timeouts(body),
+        balance=body.balance,
+        rate_limits=tuple(_rate_limit(limit) for limit in body.rate_limits),
+        cors=cors,
+        router=_router(body, config),
+        origin="api",
+    )
+
+
+def to_replica(body: RegisterReplicaBody) -> Replica:
+    """Raises RefusedError for an address that cannot be dialled."""
+    if body.ssh_host is not None:
+        raise RefusedError(f"replicas behind ssh are {NOT_YET}: register a `socket` or a `url`")
+    if (body.socket is None) == (body.url is None):
+        raise RefusedError("a replica has exactly one of `socket` and `url`")
+    try:
+        if body.socket is not None:
+            address: Address = parse_socket_path(body.socket.removeprefix("unix:"))
+        else:
+            assert body.url is not None
+            address = parse_replica_url(body.url)
+    except ValueError as error:
+        raise RefusedError(f"{'socket' if body.socket is not None else 'url'}: {error}") from error
+    if isinstance(address, UnixAddress):
+        _check_socket(address.path)
+    return Replica(body.job_id or body.id or replica_id(address), address, origin="api")
+
+
+def _check_socket(path: str) -> None:
+    """A typing error is found now, not by the first request."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise RefusedError(f"there is no socket {path}: start the replica first") from None
+    except OSError as error:
+        raise RefusedError(f"socket {path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(mode):
+        raise RefusedError(f"{path} is not a socket")
+
+
+def _timeouts(body: RegisterServiceBody) -> Timeouts:
+    if body.timeouts is not None:
+        return Timeouts(**body.timeouts.model_dump())
+    if body.read_timeout is not None and body.read_timeout > 0:
+        # Between two reads, before the first byte as well as after it.
+        seconds = float(body.read_timeout)
+        return Timeouts(first_byte=seconds, idle=seconds)
+    return Timeouts()
+
+
+def _rate_limit(body: RateLimitBody) -> RateLimit:
+    header = None
+    if body.key.type == "header":
+        if body.key.header is None:
+            raise RefusedError("a rate limit with `type: header` needs the name of the `header`")
+        header = body.key.header.lower()
+    return RateLimit(body.prefix, body.rps, body.burst, header)
+
+
+def _cors(body: CorsBody | Literal["openai"] | None) -> Cors | None:
+    if isinstance(body, CorsBody):
+        lists: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in body.model_dump().items()
+        }
+        return Cors(**lists)
+    return None if body is None else Cors()
+
+
+def _router(body: RegisterServiceBody, config: Config) -> RouterSpec | None:
+    if "router" not in body.model_fields_set:
+        return config.router
+    match body.router:
+        case None:
+            return None
+        case str() as name:
+            return RouterSpec(name)
+        case RouterBody() as router:
+            if router.pd_disaggregation:
+                raise RefusedError(f"`pd_disaggregation` is {NOT_YET}")
+            args = tuple(
+                (key, None if value is None or value is True else str(value))
+                for key, value in router.args.items()
+                if value is not False
+            )
+            return RouterSpec(router.type, router.mode, router.policy, args)

@@ -1,0 +1,132 @@
+"""Reading the configuration file again: what changed, whether it may, and making it so.
+
+Owns: the running configuration, what a reload keeps of what the registry API did, the count of
+results. Does not own: finding differences (config.diff), changing the state (control.registry).
+
+A reload changes what the file owns and leaves the rest: services and replicas that came through
+the API stay, and a replica that was removed through the API does not come back because it still
+stands in the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from gatewayd.config.errors import ConfigError
+from gatewayd.config.model import Config
+from gatewayd.control.registry import RefusedError, Registry
+from gatewayd.control.state import State
+from gatewayd.core.model import Replica, Service
+
+_log = logging.getLogger(__name__)
+
+LoadConfig = Callable[[], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    changes: tuple[str, ...]  # one line each
+    applied: bool
+
+
+class NeedsRestartError(RefusedError):
+    """Keys changed that only a restart applies; nothing was changed."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        super().__init__("a restart is needed to change " + ", ".join(keys))
+        self.keys = keys
+
+
+class Reloader:
+    def __init__(
+        self, config: Config, load: LoadConfig | None, state: State, registry: Registry
+    ) -> None:
+        self.config = config
+        self.results = {"success": 0, "failure": 0}
+        self._load = load
+        self._state = state
+        self._registry = registry
+        self._lock = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Reloader {self.config.source or 'without a file'} {self.results}>"
+
+    async def reload(self, *, dry_run: bool = False) -> Outcome:
+        """Raises ConfigError or RefusedError; then the old configuration stays."""
+        async with self._lock:
+            try:
+                outcome = await self._reload(dry_run)
+            except (ConfigError, RefusedError):
+                if not dry_run:
+                    self.results["failure"] += 1
+                raise
+            if not dry_run:
+                self.results["success"] += 1
+            return outcome
+
+    async def reload_and_log(self) -> None:
+        """For a signal, where nobody waits for the answer."""
+        try:
+            outcome = await self.reload()
+        except (ConfigError, RefusedError) as error:
+            for line in str(error).splitlines():
+                _log.error("reload: %s", line)
+            _log.error("reload failed; the running configuration stays")
+            return
+        for line in outcome.changes:
+            _log.info("reload: %s", line)
+        _log.info("reloaded: %d changes", len(outcome.changes))
+
+    async def _reload(self, dry_run: bool) -> Outcome:
+        if self._load is None:
+            raise RefusedError("this gateway was started without a configuration file")
+        from gatewayd.config.diff import diff
+
+        # In a thread: a long file takes long to read, and checking a router runs it.
+        new = await asyncio.to_thread(self._load)
+        difference = diff(self.config, new)
+        if difference.refused:
+            raise NeedsRestartError(tuple(str(key) for key in difference.refused))
+        services = merged(self._state.services, self.config, new)
+        changes = tuple(str(change) for change in difference.changes)
+        if dry_run:
+            return Outcome(changes, applied=False)
+        await self._registry.replace_all(services, new.auth, new.trusted_proxies)
+        self.config = new
+        return Outcome(changes, applied=True)
+
+
+def merged(current: Mapping[str, Service], old: Config, new: Config) -> dict[str, Service]:
+    """All services after the reload. RefusedError when the file names what the API registered."""
+    before = {service.key: service for service in old.services}
+    after = {service.key: service for service in new.services}
+    services = {
+        key: service for key, service in current.items() if service.origin == "api" or key in after
+    }
+    for key, service in after.items():
+        running = services.get(key)
+        if running is not None and running.origin == "api":
+            raise RefusedError(f"Service {key} is registered already, through the registry API")
+        if running is None:
+            services[key] = service
+        else:
+            replicas = _replicas(running, before.get(key), service)
+            services[key] = replace(service, replicas=replicas)
+    return services
+
+
+def _replicas(running: Service, before: Service | None, after: Service) -> tuple[Replica, ...]:
+    had = {replica.id: replica for replica in before.replicas} if before is not None else {}
+    wants = {replica.id: replica for replica in after.replicas}
+    replicas = {
+        replica.id: replica
+        for replica in running.replicas
+        if replica.origin == "api" or replica.id in wants
+    }
+    for replica_id, replica in wants.items():
+        if had.get(replica_id) != replica:  # new in the file, or at another address
+            replicas[replica_id] = replica
+    return tuple(replicas.values())

@@ -1,0 +1,199 @@
+"""What `gatewayd status` and `/metrics` show: one place that looks at every part.
+
+Owns: the shape of `/api/status`, readiness, the sample for the metrics. Does not own: any of the
+parts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import gatewayd
+from gatewayd.control.leases import IndexLeases
+from gatewayd.control.publisher import Publisher
+from gatewayd.control.reload import Reloader
+from gatewayd.control.router_hosts import RouterHosts
+from gatewayd.control.slot import Slot
+from gatewayd.control.sockets import Sockets
+from gatewayd.control.state import State
+from gatewayd.control.telemetry import NOBODY, Telemetry
+from gatewayd.control.workers import Workers
+from gatewayd.core.messages import ServiceTotals
+from gatewayd.core.model import Service
+
+REPLICA_STATES: Final = ("up", "draining", "unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSample:
+    up: bool
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Everything exported, at one moment. Services are named as labels name them."""
+
+    totals: Mapping[str, ServiceTotals]
+    in_flight: Sequence[tuple[str, str, int]]  # service, replica, requests
+    replicas: Mapping[str, Mapping[str, int]]  # service -> state -> count
+    routers: Mapping[str, RouterSample]
+    workers: int
+    worker_restarts: int
+    connections: int
+    reloads: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    passed: bool
+    detail: str
+
+
+class Status:
+    def __init__(
+        self,
+        *,
+        state: State,
+        workers: Workers,
+        publisher: Publisher,
+        routers: RouterHosts,
+        indexes: IndexLeases,
+        telemetry: Telemetry,
+        sockets: Sockets,
+        reloader: Reloader,
+    ) -> None:
+        self._state = state
+        self._workers = workers
+        self._publisher = publisher
+        self._routers = routers
+        self._indexes = indexes
+        self._telemetry = telemetry
+        self._sockets = sockets
+        self._reloader = reloader
+        self._started = time.monotonic()
+        self.draining = False
+
+    def checks(self) -> Sequence[Check]:
+        """What /readyz wants to hear; ready when all passed."""
+        ready, wanted = len(self._workers.ready()), len(self._workers.slots)
+        return (
+            Check("accepting", not self.draining, "draining" if self.draining else "yes"),
+            Check("workers", ready == wanted, f"{ready} of {wanted} serve"),
+            Check("snapshot", self._publisher.up_to_date(), f"version {self._publisher.version}"),
+        )
+
+    # --- /api/status ---------------------------------------------------------------------------
+
+    def as_json(self) -> dict[str, Any]:
+        config = self._reloader.config
+        return {
+            "version": gatewayd.__version__,
+            "name": config.name,
+            "project": config.project,
+            "config": config.source or None,
+            "pid": os.getpid(),
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "ready": all(check.passed for check in self.checks()),
+            "draining": self.draining,
+            "snapshot": self._publisher.version,
+            "listeners": self._listeners(),
+            "workers": [_slot(slot) for slot in self._workers.slots],
+            "bridge": _slot(self._workers.bridge) if self._workers.bridge_wanted else None,
+            "services": [self._service(service) for service in self._state.services.values()],
+            "cloud": dict(config.cloud),
+        }
+
+    def _listeners(self) -> list[dict[str, Any]]:
+        listeners = [
+            {"kind": "http", "name": listener.name, "address": str(listener.address)}
+            for listener in self._sockets.public
+        ]
+        admin, metrics = self._sockets.admin_address, self._sockets.metrics_address
+        listeners.append({"kind": "admin", "name": str(admin), "address": str(admin)})
+        if metrics is not None:
+            listeners.append({"kind": "metrics", "name": str(metrics), "address": str(metrics)})
+        return listeners
+
+    def _service(self, service: Service) -> dict[str, Any]:
+        return {
+            "project": service.project,
+            "name": service.name,
+            "domains": list(service.domains),
+            "origin": service.origin,
+            "auth": service.auth,
+            "model": service.model,
+            "router": self._routers.status(service.key),
+            "replicas": [
+                {
+                    "id": replica.id,
+                    "address": str(replica.address),
+                    "origin": replica.origin,
+                    "state": self._state.replica_state(service.key, replica),
+                    "in_flight": self._indexes.load((service.key, replica.id)),
+                    "bridge_port": self._publisher.bridge_port(service.key, replica.id),
+                }
+                for replica in service.replicas
+            ],
+        }
+
+    # --- /metrics ------------------------------------------------------------------------------
+
+    def sample(self) -> Sample:
+        services = self._state.services
+        labels = {key: self._label(service) for key, service in services.items()}
+        labels[NOBODY] = ""
+        totals = {}
+        for key, counted in self._telemetry.totals().items():
+            if key in labels:
+                present = {r.id for r in services[key].replicas} if key in services else set()
+                counted.upstream_errors = {
+                    (replica, kind): count
+                    for (replica, kind), count in counted.upstream_errors.items()
+                    if not replica or replica in present
+                }
+                totals[labels[key]] = counted
+        return Sample(
+            totals=totals,
+            in_flight=[
+                (labels[s.key], replica.id, self._indexes.load((s.key, replica.id)))
+                for s, replica in self._state.replicas()
+            ],
+            replicas={
+                labels[s.key]: Counter(self._state.replica_state(s.key, r) for r in s.replicas)
+                for s in services.values()
+            },
+            routers={
+                labels[key]: RouterSample(host.endpoint is not None, host.restarts)
+                for key, host in self._routers
+                if key in labels
+            },
+            workers=len(self._workers.ready()),
+            worker_restarts=self._workers.restarts,
+            connections=sum(process.connections for process in self._workers.alive()),
+            reloads=self._reloader.results,
+        )
+
+    def _label(self, service: Service) -> str:
+        """Bare names for the file's own project; another project's cannot hide behind them."""
+        own = service.project == self._reloader.config.project
+        return service.name if own else service.key
+
+
+def _slot(slot: Slot) -> dict[str, Any]:
+    process = slot.process
+    return {
+        "slot": slot.number,
+        "pid": None if process is None else process.pid,
+        "state": "waiting" if process is None else "ready" if process.ready else "starting",
+        "restarts": slot.restarts,
+        "last_exit": slot.last_exit,
+        "snapshot": None if process is None else process.acked,
+        "connections": 0 if process is None else process.connections,
+    }
