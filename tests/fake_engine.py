@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+
+# A router greets each new target in HTTP/2 as well, and aiohttp logs a traceback for it.
+_QUIET = logging.getLogger("fake_engine")
+_QUIET.disabled = True
 
 
 @dataclass
@@ -56,7 +61,7 @@ class FakeEngine:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{tail:.*}", self._entry)
         self._runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1, logger=_QUIET
         )
         await self._runner.setup()
         if self.path is not None:

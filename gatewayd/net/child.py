@@ -28,7 +28,8 @@ KEPT_LINES: Final = 40
 _KILL_TIMEOUT: Final = 5.0  # SIGKILL is only slower than this for a process stuck in the kernel
 _LAST_LINES_TIMEOUT: Final = 0.5  # a grandchild may keep the pipe open after its parent's exit
 
-# PR_SET_PDEATHSIG is set by a small Python in front of the program and survives its exec. Not by
+# PR_SET_PDEATHSIG is set by a small Python in front of the program and survives its exec. (It
+# fires when the thread that spawned ends: spawn from the main thread's loop only.) Not by
 # preexec_fn: that forks the whole of this process and runs Python in the copy while other threads
 # may hold locks. The parent may be dead before prctl is called, so the child looks again after it.
 # SIGPIPE and SIGXFSZ are ignored by Python, and exec would hand that on.

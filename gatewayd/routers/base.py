@@ -260,8 +260,8 @@ class Plugin:
 
 def available() -> tuple[str, ...]:
     """The types of router there are plug-ins for."""
-    package = importlib.import_module("gatewayd.routers")
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg))
+    here = str(Path(__file__).parent)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([here]) if m.ispkg))
 
 
 def load(type_name: str) -> Plugin:
@@ -276,15 +276,6 @@ def load(type_name: str) -> Plugin:
     plugin = importlib.import_module(f"gatewayd.routers.{type_name}").PLUGIN
     assert isinstance(plugin, Plugin)
     return plugin
-
-
-def check(spec: RouterSpec) -> list[str]:
-    """Every fault of a router's table, as `key: what is wrong`; empty when it can be run."""
-    try:
-        plugin = load(spec.type)
-    except UnknownRouterError as error:
-        return [f"type: {error}"]
-    return plugin.check(spec)
 
 
 def port_pool(first: int, last: int) -> PortPool:
