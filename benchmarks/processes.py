@@ -6,21 +6,19 @@ Does not own: what is started (proxies, load) or what the figures mean.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 class BenchError(Exception):
@@ -49,16 +47,18 @@ class Process:
         self.name = name
         self.log = log
         self.started = time.monotonic()
+        on = ",".join(str(core) for core in cores)
         with log.open("ab") as errors:
+            # The two prefixes replace themselves by the command, so it is our child. In their
+            # place a function between fork and exec would lose an interrupt now and then.
             self._child = subprocess.Popen(
-                argv,
+                ["taskset", "-c", on, "setpriv", "--pdeathsig", "TERM", *argv],
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else errors,
                 stderr=errors,
                 env={**clean_environment(), **(env or {})},
                 cwd=log.parent,
                 start_new_session=True,  # an interrupt reaches us, and we end the children in order
-                preexec_fn=_in_child(cores),
             )
         self.pid = self._child.pid
 
@@ -102,28 +102,27 @@ class Process:
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()
-        if self.alive:
-            self._child.terminate()
-            try:
-                self._child.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
+        self._end(timeout)
         deadline = time.monotonic() + 2.0
         while left := [pid for pid, born in births.items() if born and birth(pid) == born]:
             if time.monotonic() > deadline:
                 for pid in left:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 break
             time.sleep(0.02)
 
-
-def _in_child(cores: Collection[int]) -> Callable[[], None]:
-    def prepare() -> None:
-        os.sched_setaffinity(0, cores)
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-
-    return prepare
+    def _end(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.alive:
+            if time.monotonic() > deadline:
+                self._child.kill()
+            else:
+                self._child.terminate()  # again: nginx forgets one that comes as it starts
+            try:
+                self._child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                continue
 
 
 # --- /proc -------------------------------------------------------------------------------------

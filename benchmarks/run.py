@@ -36,7 +36,12 @@ from benchmarks.report import (  # noqa: E402
     table,
 )
 
-_TOOLS = {"nginx": "nginx", "wrk": "wrk", "taskset": "util-linux"}  # and the packages they are in
+_TOOLS = {
+    "nginx": "nginx",
+    "wrk": "wrk",
+    "taskset": "util-linux",
+    "setpriv": "util-linux",
+}  # and the packages they are in
 
 
 def arguments() -> argparse.Namespace:
