@@ -22,7 +22,7 @@ from gatewayd.net.process import SupervisedProcess
 SHOWN_WITHIN_S: Final = 20.0
 MODEL: Final = "demo-llm"
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})
-_ROUTER_UP: Final = re.compile(r"^gatewayd_router_up\{[^}]*\} 1(\.0)?$", re.MULTILINE)
+_PAST: Final = "gatewayd_router_fallbacks_total"
 _ASK: Final[dict[str, Any]] = {
     "model": MODEL,
     "stream": True,
@@ -57,10 +57,7 @@ async def show(
                 await replica.wait_ready(SHOWN_WITHIN_S)
             progress.missing = "the gateway's public address"
             base_url = f"http://{_dialled((await bound)[0])}"
-            progress.missing = "the router (is sglang-router installed?)"
-            await _router_up(config.listen.admin, progress)
-            progress.missing = "an answer from the demo service"
-            await _stream_answer(base_url, progress, say)
+            await _through_the_router(base_url, config.listen.admin, progress, say)
             return base_url
     except TimeoutError:
         words = [line for replica in replicas for line in replica.words[-1:]]
@@ -76,18 +73,47 @@ def _dialled(address: Address) -> Address:
     return address
 
 
-async def _router_up(admin: Address, progress: _Progress) -> None:
+async def _counted(admin: Address, name: str, progress: _Progress) -> float:
+    """The sum of a metric's series; 0 while there is none, or no one to ask."""
     assert isinstance(admin, UnixAddress)
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(admin.path)) as http:
-        while True:
-            try:
-                async with http.get("http://admin/metrics") as response:
-                    if _ROUTER_UP.search(await response.text()):
-                        return
-                    progress.seen = f"/metrics answers {response.status}, no router is up"
-            except aiohttp.ClientError as error:
-                progress.seen = str(error)
-            await asyncio.sleep(0.05)
+    connector = aiohttp.UnixConnector(admin.path)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.get("http://admin/metrics") as response,
+        ):
+            text = await response.text()
+    except aiohttp.ClientError as error:
+        progress.seen = str(error)
+        return 0.0
+    if response.status != 200:
+        progress.seen = f"/metrics answers {response.status}"
+    values = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+    return sum(map(float, values))
+
+
+async def _until_more(admin: Address, name: str, than: float, progress: _Progress) -> None:
+    while True:
+        value = await _counted(admin, name, progress)
+        if value > than:
+            return
+        progress.seen = progress.seen or f"{name} is {value:g}"
+        await asyncio.sleep(0.05)
+
+
+async def _through_the_router(base_url: str, admin: Address, progress: _Progress, say: Say) -> None:
+    """Stream answers until one has not gone past the router, as the gateway itself counts it."""
+    progress.missing = "the router (is sglang-router installed?)"
+    await _until_more(admin, "gatewayd_router_up", 0, progress)
+    while True:
+        answered = await _counted(admin, "gatewayd_requests_total", progress)
+        past = await _counted(admin, _PAST, progress)
+        progress.missing = "an answer from the demo service"
+        await _stream_answer(base_url, progress, say)
+        await _until_more(admin, "gatewayd_requests_total", answered, progress)
+        if await _counted(admin, _PAST, progress) == past:
+            return
+        progress.missing = "an answer that came through the router"
 
 
 async def _stream_answer(base_url: str, progress: _Progress, say: Say) -> None:

@@ -27,18 +27,35 @@ ANYWHERE = TcpAddress("127.0.0.1", 0)
 
 
 class OneRelay:
-    """Relays to the first replica; as many answers as `broken` says are no use."""
+    """Relays to the first replica. As many answers as `broken` says are no use, the first
+    `fallbacks` good ones count as gone past the router."""
 
-    def __init__(self, *, router_up: bool = True, broken: int = 0, code: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        router_up: bool = True,
+        broken: int = 0,
+        fallbacks: int = 0,
+        code: int | None = None,
+    ) -> None:
         self.config: Config | None = None
         self.stopped = False
         self.bound = asyncio.Event()
         self._router_up = router_up
         self._broken = broken
+        self._fallbacks = fallbacks
+        self._past = 0
+        self.answered = 0
         self._code = code
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(text=f'gatewayd_router_up{{service="demo"}} {float(self._router_up)}\n')
+        label = '{service="main/demo"}'
+        lines = [
+            f"gatewayd_router_up{label} {float(self._router_up)}",
+            f"gatewayd_requests_total{label} {float(self.answered)}",
+            f"gatewayd_router_fallbacks_total{label} {float(self._past)}",
+        ]
+        return web.Response(text="".join(f"{line}\n" for line in lines))
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         if self._broken:
@@ -55,6 +72,8 @@ class OneRelay:
             await response.prepare(request)
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
+        self.answered += 1
+        self._past = min(self.answered, self._fallbacks)
         await response.write_eof()
         return response
 
@@ -109,6 +128,12 @@ async def test_once_shows_a_streamed_answer(printed: list[str]) -> None:
     assert not folder(gateway.config).exists()
 
 
+async def test_an_answer_that_went_past_the_router_does_not_count(printed: list[str]) -> None:
+    gateway = OneRelay(fallbacks=1)
+    assert await run_demo(gateway, listen=ANYWHERE, once=True, say=printed.append) == 0
+    assert gateway.answered == 2
+
+
 def folder(config: Config) -> Path:
     return Path(config.state_dir).parent
 
@@ -159,7 +184,7 @@ async def test_it_says_what_is_missing(
     assert await run_demo(gateway, listen=ANYWHERE, say=printed.append) == 1
     error = capsys.readouterr().err
     assert "not up within 2 s, missing: the router (is sglang-router installed?)" in error
-    assert "no router is up" in error
+    assert "gatewayd_router_up is 0" in error
     assert gateway.stopped
 
 
