@@ -28,6 +28,8 @@ COUNTERS_AND_GAUGES = {
     "gatewayd_replicas": {"service", "state"},
     "gatewayd_router_up": {"service"},
     "gatewayd_router_restarts_total": {"service"},
+    "gatewayd_router_fallbacks_total": {"service"},
+    "gatewayd_connections": set(),
     "gatewayd_workers": set(),
     "gatewayd_worker_restarts_total": set(),
     "gatewayd_config_reloads_total": {"result"},
