@@ -77,6 +77,7 @@ async def _counted(admin: Address, name: str, progress: _Progress) -> float:
     """The sum of a metric's series; 0 while there is none, or no one to ask."""
     assert isinstance(admin, UnixAddress)
     connector = aiohttp.UnixConnector(admin.path)
+    progress.seen = ""
     try:
         async with (
             aiohttp.ClientSession(connector=connector) as http,
