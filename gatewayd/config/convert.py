@@ -1,0 +1,160 @@
+"""From raw tables to the frozen `Config`: defaults that follow from other keys, and the rules
+that hold between tables.
+
+Owns: the only conversion. Does not own: single tables (config.schema), services
+(config.convert_service).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import socket
+
+from gatewayd.config.convert_service import convert_router, convert_services
+from gatewayd.config.model import Config, Listen, PortRange, Ports
+from gatewayd.config.rules import NOT_YET, CheckRouter, Rules
+from gatewayd.config.schema import CLOUD_KEYS, GatewayFile
+from gatewayd.config.schema_auth import (
+    DstackAuthTable,
+    HttpAuthTable,
+    TokensAuthTable,
+    TokenTable,
+)
+from gatewayd.config.schema_edge import ListenTable, PortsTable
+from gatewayd.core.model import (
+    Address,
+    Auth,
+    DstackAuth,
+    HttpAuth,
+    Limits,
+    Log,
+    TcpAddress,
+    Token,
+    TokensAuth,
+)
+
+WORKERS_AUTO_MAX = 8
+METRICS_PORT_OFFSET = 10_000  # how far a router's metrics port lies above its own
+
+
+def convert(
+    raw: GatewayFile, rules: Rules, *, source: str, check_router: CheckRouter | None = None
+) -> Config:
+    """The effective configuration; what the rules forbid is said to `rules`, and then the
+    result is not meant to be used."""
+    if raw.certificate is not None:
+        rules.broken(("certificate",), NOT_YET)
+    return Config(
+        source=source,
+        name=raw.name or socket.gethostname(),
+        project=raw.project,
+        domain=raw.domain,
+        router=convert_router(raw.router, ("router",), rules, check_router),
+        listen=_listen(raw.listen, rules),
+        workers=raw.workers or default_workers(),
+        state_dir=raw.state_dir,
+        run_dir=raw.run_dir,
+        trusted_proxies=tuple(dict.fromkeys(raw.trusted_proxies)),
+        log=Log(raw.log.level, raw.log.format, raw.log.access),
+        auth=_auth(raw, rules),
+        limits=Limits(**raw.limits.model_dump()),
+        drain_timeout=raw.drain_timeout,
+        ports=_ports(raw.ports, rules),
+        services=convert_services(raw, rules, check_router),
+        cloud=tuple((key, value) for key in CLOUD_KEYS if (value := getattr(raw, key)) is not None),
+    )
+
+
+def default_workers() -> int:
+    return min(WORKERS_AUTO_MAX, len(os.sched_getaffinity(0)))
+
+
+def _listen(raw: ListenTable, rules: Rules) -> Listen:
+    if raw.https:
+        rules.broken(("listen", "https"), NOT_YET)
+    places: list[tuple[tuple[str | int, ...], Address | None]] = [
+        *((("listen", "http", i), bound.address) for i, bound in enumerate(raw.http)),
+        (("listen", "admin"), raw.admin),
+        (("listen", "metrics"), raw.metrics),
+    ]
+    for i, (loc, address) in enumerate(places):
+        for earlier_loc, earlier in places[:i]:
+            if address is not None and earlier is not None and _collide(address, earlier):
+                rules.broken(
+                    loc, f"{address} collides with {earlier} of {rules.path(*earlier_loc)}"
+                )
+    names = [bound.fd_name for bound in raw.http if bound.fd_name is not None]
+    if len(set(names)) != len(names):
+        rules.broken(("listen", "http"), "a systemd socket stands here twice")
+    return Listen(http=tuple(raw.http), admin=raw.admin, metrics=raw.metrics)
+
+
+def _collide(one: Address, other: Address) -> bool:
+    if isinstance(one, TcpAddress) and isinstance(other, TcpAddress):
+        same_family = (":" in one.host) == (":" in other.host)
+        any_host = same_family and not {"0.0.0.0", "::"}.isdisjoint((one.host, other.host))
+        return (one.host == other.host or any_host) and one.port == other.port != 0
+    return one == other
+
+
+def _ports(raw: PortsTable, rules: Rules) -> Ports:
+    router = raw.router
+    above = PortRange(router.first + METRICS_PORT_OFFSET, router.last + METRICS_PORT_OFFSET)
+    if above.last > 65535:
+        rules.broken(
+            ("ports", "router"),
+            f"routers' metrics ports lie {METRICS_PORT_OFFSET} above: at most "
+            f"{65535 - METRICS_PORT_OFFSET} can be the last",
+        )
+    ranges = (("router", router), ("router's metrics", above), ("bridge", raw.bridge))
+    for (name, one), (other_name, other) in itertools.combinations(ranges, 2):
+        if one.first <= other.last and other.first <= one.last:
+            rules.broken(("ports",), f"the {name} ports and the {other_name} ports overlap")
+    return Ports(bridge=raw.bridge, router=router)
+
+
+# --- auth --------------------------------------------------------------------------------------
+
+
+def _auth(raw: GatewayFile, rules: Rules) -> Auth | None:
+    match raw.auth:
+        case TokensAuthTable() as table:
+            return TokensAuth(_tokens(table.tokens, rules), table.forward)
+        case HttpAuthTable() as table:
+            address, path = table.url
+            return HttpAuth(
+                address,
+                path or table.path or "/",
+                cache=table.cache,
+                stale_if_error=table.stale_if_error,
+                timeout=table.timeout,
+                forward=table.forward,
+            )
+        case DstackAuthTable() as table:
+            return DstackAuth(
+                table.server_connections_dir,
+                cache=table.cache,
+                stale_if_error=table.stale_if_error,
+                timeout=table.timeout,
+                forward=table.forward,
+            )
+    return None
+
+
+def _tokens(tables: list[TokenTable], rules: Rules) -> tuple[Token, ...]:
+    tokens: list[Token] = []
+    for i, table in enumerate(tables):
+        if table.token is not None:
+            digest = hashlib.sha256(table.token.reveal().encode()).digest()
+        else:
+            digest = table.sha256 or b""
+        for earlier, token in enumerate(tokens):
+            there = rules.path("auth", "tokens", earlier)
+            if token.name == table.name:
+                rules.broken(("auth", "tokens", i, "name"), f"`{token.name}` is also {there}")
+            if token.sha256 == digest:
+                rules.broken(("auth", "tokens", i), f"this token is also that of {there}")
+        tokens.append(Token(table.name, digest))
+    return tuple(tokens)

@@ -1,0 +1,207 @@
+"""The effective configuration as the tables and the text that would give it.
+
+Owns: the way back, from `Config` to the file's words. Does not own: what changed (config.diff).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from gatewayd.config.model import Config, PortRange
+from gatewayd.config.secrets import is_secret_arg
+from gatewayd.config.values import format_duration, format_size
+from gatewayd.core.model import (
+    Auth,
+    Cors,
+    DstackAuth,
+    HttpAuth,
+    Limits,
+    RateLimit,
+    Replica,
+    RouterSpec,
+    Secret,
+    Service,
+    Timeouts,
+    TokensAuth,
+    UnixAddress,
+)
+
+Tables = dict[str, Any]
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that masks secrets and does not abbreviate what stands there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    Secret,
+    lambda dumper, secret: dumper.represent_str(str(secret)),  # str() of one is ***
+)
+
+
+def render(config: Config) -> str:
+    """YAML that loads as `config` again, but for the secrets, which are `***`."""
+    return to_yaml(to_tables(config))
+
+
+def to_yaml(tables: object, *, one_line: bool = False) -> str:
+    text: str = yaml.dump(
+        tables,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=one_line,
+        width=10_000 if one_line else 100,
+    )
+    return text.removesuffix("...\n").strip() if one_line else text
+
+
+def to_tables(config: Config) -> Tables:
+    """Every key of the file with its effective value; secrets are `Secret`."""
+    listen = config.listen
+    return {
+        "name": config.name,
+        "project": config.project,
+        "domain": config.domain,
+        "router": _router(config.router),
+        "listen": {
+            "http": [str(address) for address in listen.http],
+            "admin": str(listen.admin),
+            "metrics": None if listen.metrics is None else str(listen.metrics),
+        },
+        "workers": config.workers,
+        "state_dir": config.state_dir,
+        "run_dir": config.run_dir,
+        "ports": {"bridge": _ports(config.ports.bridge), "router": _ports(config.ports.router)},
+        "trusted_proxies": list(config.trusted_proxies),
+        "log": {
+            "level": config.log.level,
+            "format": config.log.format,
+            "access": config.log.access,
+        },
+        "auth": _auth(config.auth),
+        "limits": _limits(config.limits),
+        "drain_timeout": format_duration(config.drain_timeout),
+        "services": [_service(service) for service in config.services],
+        **dict(config.cloud),
+    }
+
+
+def _ports(ports: PortRange) -> str:
+    return f"{ports.first}-{ports.last}"
+
+
+def _router(spec: RouterSpec | None) -> Tables | None:
+    if spec is None:
+        return None
+    args: Tables = {
+        name: Secret(value) if value is not None and is_secret_arg(name) else value
+        for name, value in spec.args
+    }
+    return {"type": spec.type, "mode": spec.mode, "policy": spec.policy, "args": args}
+
+
+def _auth(auth: Auth | None) -> Tables | None:
+    match auth:
+        case TokensAuth():
+            tokens = [
+                {"name": token.name, "sha256": Secret(token.sha256.hex())} for token in auth.tokens
+            ]
+            return {"type": "tokens", "tokens": tokens, "forward": auth.forward}
+        case HttpAuth():
+            if isinstance(auth.address, UnixAddress):
+                where: Tables = {"url": f"{auth.address}:{auth.path}"}
+            else:
+                where = {"url": f"http://{auth.address}{auth.path}"}
+            return {"type": "http", **where, **_asked(auth)}
+        case DstackAuth():
+            where = {"server_connections_dir": auth.server_connections_dir}
+            return {"type": "dstack", **where, **_asked(auth)}
+    return None
+
+
+def _asked(auth: HttpAuth | DstackAuth) -> Tables:
+    return {
+        "cache": format_duration(auth.cache),
+        "stale_if_error": format_duration(auth.stale_if_error),
+        "timeout": format_duration(auth.timeout),
+        "forward": auth.forward,
+    }
+
+
+def _limits(limits: Limits) -> Tables:
+    tables: Tables = {}
+    for field in fields(limits):
+        value = getattr(limits, field.name)
+        if field.name.endswith("_size"):
+            value = format_size(value)
+        elif field.name.endswith("_timeout"):
+            value = format_duration(value)
+        tables[field.name] = value
+    return tables
+
+
+def _service(service: Service) -> Tables:
+    allowed = service.allowed_paths
+    return {
+        "name": service.name,
+        "domain": list(service.domains),
+        "auth": service.auth,
+        "router": _router(service.router),
+        "model": service.model,
+        "client_max_body_size": format_size(service.client_max_body_size),
+        "strip_prefix": service.strip_prefix,
+        "allowed_paths": None if allowed is None else list(allowed),
+        "timeouts": _timeouts(service.timeouts),
+        # behind a router there is nothing to balance, and the file must not say it
+        **({} if service.router is not None else {"balance": service.balance}),
+        "rate_limits": [_rate_limit(limit) for limit in service.rate_limits],
+        "cors": _cors(service.cors),
+        "replicas": [_replica(replica) for replica in service.replicas],
+    }
+
+
+def _timeouts(timeouts: Timeouts) -> Tables:
+    return {
+        field.name: None
+        if (value := getattr(timeouts, field.name)) is None
+        # a phase without an end is null, every other one a duration
+        else format_duration(value)
+        for field in fields(timeouts)
+    }
+
+
+def _rate_limit(limit: RateLimit) -> Tables:
+    key = {"type": "ip_address"}
+    if limit.header is not None:
+        key = {"type": "header", "header": limit.header}
+    return {
+        "prefix": limit.prefix,
+        "rps": int(limit.rps) if limit.rps.is_integer() else limit.rps,
+        "burst": limit.burst,
+        "key": key,
+    }
+
+
+def _cors(cors: Cors | None) -> Tables | None:
+    if cors is None:
+        return None
+    return {
+        "origins": list(cors.origins),
+        "methods": list(cors.methods),
+        "headers": list(cors.headers),
+        "max_age": f"{cors.max_age}s",
+        "credentials": cors.credentials,
+    }
+
+
+def _replica(replica: Replica) -> Tables:
+    if isinstance(replica.address, UnixAddress):
+        return {"id": replica.id, "socket": replica.address.path}
+    return {"id": replica.id, "url": f"http://{replica.address}"}
