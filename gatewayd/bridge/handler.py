@@ -79,7 +79,7 @@ class PortHandler:
             return
         exchange.served = self._served
         if exchange.target == "/health" and exchange.method == "GET":
-            # SGLang-like engines generate a token for it; that it is registered is our word.
+            # Engines may generate a token for it; that it is registered is our word.
             exchange.answer(_HEALTHY)
             return
         Forward(self._plane, exchange, self._served).start()
@@ -94,8 +94,6 @@ class PortHandler:
             exchange.length = int(length)
         exchange.host = noted.get(b"host", b"localhost").decode("latin-1")
         exchange.request_id = noted.get(b"x-request-id", b"")
-        if exchange.request_id:
-            exchange.forwarded_lines = b"X-Request-Id: %b\r\n" % exchange.request_id
 
     def ended(self, exchange: Exchange) -> None:
         """The edge keeps the record of an exchange."""

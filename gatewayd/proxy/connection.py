@@ -70,7 +70,10 @@ class ClientConnection(RequestHandler):
         "_tunnel",
         "closing",
         "exchange",
+        "forwarded_lines",
+        "host",
         "peer",
+        "raw_host",
     )
 
     def __init__(
@@ -82,6 +85,9 @@ class ClientConnection(RequestHandler):
         self._counted = False
         self.exchange: Exchange | None = None
         self.peer = ""
+        self.raw_host = b""  # of the last request, with what follows from it
+        self.host = ""
+        self.forwarded_lines = b""
         self.closing = False  # no further request is read on this connection
         self._advancing = False
         self._held: list[bytes] = []

@@ -33,7 +33,14 @@ class Deadlines:
     once and prefill for minutes. A client that does not read stops the replica's clock.
     """
 
-    __slots__ = ("_body_idle_s", "_progress", "_progress_at", "_started_at", "_timeouts")
+    __slots__ = (
+        "_body_idle_s",
+        "_connection",
+        "_progress",
+        "_progress_at",
+        "_started_at",
+        "_timeouts",
+    )
 
     def __init__(self, timeouts: Timeouts, body_idle_s: float, *, now: float) -> None:
         self._timeouts = timeouts
@@ -41,9 +48,7 @@ class Deadlines:
         self._started_at = now
         self._progress_at = now
         self._progress = -1
-
-    def progressed(self, now: float) -> None:
-        self._progress_at = now
+        self._connection: UpstreamConnection | None = None
 
     def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
         """`now` is loop time, in seconds."""
@@ -51,11 +56,11 @@ class Deadlines:
         if timeouts.total is not None and now - self._started_at > timeouts.total:
             return Late.TOTAL
         progress = connection.received + exchange.bytes_in
-        if progress != self._progress:
+        if progress != self._progress or connection is not self._connection:
             # Counted from when it was seen: at most one sweep late, never early.
-            if self._progress >= 0 or progress:
-                self._progress_at = now
+            self._connection = connection
             self._progress = progress
+            self._progress_at = now
         if connection.reading_paused:
             self._progress_at = now
             return None

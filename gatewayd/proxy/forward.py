@@ -132,7 +132,6 @@ class Forward:
         endpoint = self._endpoint
         assert endpoint is not None
         self._connection = connection
-        self._deadlines.progressed(self._plane.loop.time())
         try:
             body = self._body.whole()
         except BodyTooLargeError:
@@ -378,7 +377,6 @@ class Forward:
 
     def client_resumed(self) -> None:
         if self._connection is not None:
-            self._deadlines.progressed(self._plane.loop.time())
             self._connection.resume_reading()
 
     # --- deadlines
@@ -387,7 +385,11 @@ class Forward:
         connection = self._connection
         if connection is None or self._over:
             return  # connecting is bounded by its own timeout
-        late = self._deadlines.check(now, connection, self._exchange)
+        deadlines = self._deadlines
+        if deadlines is None:  # most exchanges end before the first sweep
+            bounds = self._served.timeouts, self._plane.body_idle_timeout
+            deadlines = self._deadlines = Deadlines(*bounds, now=now)
+        late = deadlines.check(now, connection, self._exchange)
         if late is Late.BODY:
             self._refuse_upload(replies.REQUEST_TIMEOUT)
         elif late is not None:

@@ -55,7 +55,7 @@ class Edge:
         self._addresses = ClientAddresses(())
         self._served: dict[str, Served] = {}  # by host
         self._live: dict[str, Live] = {}  # by service
-        self._id_prefix = os.urandom(8).hex()
+        self._id_prefix = os.urandom(8).hex().encode()
         self._id_count = 0
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -160,31 +160,35 @@ class Edge:
         if message.method == "CONNECT":
             raise BadHead("CONNECT is not served here")
         raw_host = noted.get(b"host", b"")
-        exchange.host = host_name(raw_host)
+        connection = exchange.connection
+        # A keep-alive connection names the same host again and again.
+        if raw_host != connection.raw_host:
+            connection.host = host_name(raw_host)
+            connection.raw_host = raw_host
+            connection.forwarded_lines = _forwarded_lines(
+                connection.peer, connection.peer, b"http", raw_host
+            )
+        exchange.host = connection.host
         if not exchange.host and exchange.http11:
             raise BadHead("Host is empty")
         if not exchange.target.startswith("/") or "\\" in exchange.target:
             exchange.target = split_target(exchange.target, exchange.host)
         exchange.upstream_target = exchange.target
         self._read_framing(exchange, noted)
-        trusted = self._addresses
+        exchange.forwarded_lines = connection.forwarded_lines
+        if self._addresses.any and self._addresses.trusts(connection.peer):
+            self._believe(exchange, noted, raw_host)
+
+    def _believe(self, exchange: Exchange, noted: dict[bytes, bytes], raw_host: bytes) -> None:
+        """Take over what a trusted proxy says of the client and the request's id."""
         forwarded_for = noted.get(b"x-forwarded-for")
-        proto = b"http"
-        client = peer = exchange.connection.peer
-        chain = peer
-        if trusted.any and trusted.trusts(peer):
-            client, chain = trusted.client(peer, forwarded_for)
-            proto = noted.get(b"x-forwarded-proto", proto)
-            proto = proto if proto in (b"http", b"https") else b"http"
-            theirs = noted.get(b"x-request-id")
-            if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):
-                exchange.request_id = theirs
-        exchange.client = client
-        exchange.forwarded_lines = (
-            b"X-Request-Id: %b\r\nX-Real-IP: %b\r\nX-Forwarded-For: %b\r\n"
-            b"X-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
-            % (exchange.request_id, client.encode(), chain.encode(), proto, raw_host)
-        )
+        exchange.client, chain = self._addresses.client(exchange.client, forwarded_for)
+        proto = noted.get(b"x-forwarded-proto", b"")
+        proto = proto if proto in (b"http", b"https") else b"http"
+        exchange.forwarded_lines = _forwarded_lines(exchange.client, chain, proto, raw_host)
+        theirs = noted.get(b"x-request-id")
+        if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):
+            exchange.request_id = theirs
 
     def _read_framing(self, exchange: Exchange, noted: dict[bytes, bytes]) -> None:
         length = noted.get(b"content-length")
@@ -207,7 +211,15 @@ class Edge:
 
     def _new_id(self) -> bytes:
         self._id_count += 1
-        return f"{self._id_prefix}{self._id_count:08x}".encode()
+        return b"%b%08x" % (self._id_prefix, self._id_count)
+
+
+def _forwarded_lines(client: str, chain: str, proto: bytes, raw_host: bytes) -> bytes:
+    return (
+        b"X-Real-IP: %b\r\nX-Forwarded-For: %b\r\n"
+        b"X-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
+        % (client.encode(), chain.encode(), proto, raw_host)
+    )
 
 
 class _Judging:

@@ -41,6 +41,8 @@ def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> byte
     if to_router and served.traits.strip_request_prefixes:
         lines = drop_prefixed(lines, served.traits.strip_request_prefixes)
     parts = [start, *lines, exchange.forwarded_lines]
+    if exchange.request_id:
+        parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if to_router:
         parts.append(served.router_lines)
         if served.traits.token_header:
