@@ -1,11 +1,12 @@
 """Which header fields travel, in both directions: bytes in, bytes out.
 
 Owns: hop-by-hop rules (RFC 9110, 7.6.1), forwarded headers, the scan of a request head.
-Does not own: parsing (aiohttp, httptools), policy (proxy.admit).
+reading a replica's head. Does not own: parsing requests (aiohttp), policy (proxy.admit).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -160,12 +161,33 @@ def drop_prefixed(lines: Iterable[bytes], prefixes: tuple[bytes, ...]) -> list[b
     return [line for line in lines if not line[:64].lower().startswith(prefixes)]
 
 
+# RFC 9112, 4 and 5, without what it lets a recipient forgive: folded lines, bare CR or LF, space
+# before the colon, control characters. A replica that needs forgiving is answered for with 502.
+_RESPONSE_HEAD: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r\n"
+    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*)\r\n"
+)
+
+
 class ResponseHead:
-    """One pass over a replica's header fields. `length` is -1 when absent."""
+    """A replica's head. `length` is -1 when absent; `lines` are the fields that travel on."""
 
-    __slots__ = ("chunked", "close", "content_type", "has_date", "length", "lines")
+    __slots__ = (
+        "_fields",
+        "chunked",
+        "close",
+        "content_type",
+        "has_date",
+        "length",
+        "lines",
+        "reason",
+        "status",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, status: int, reason: bytes, fields: bytes) -> None:
+        self.status = status
+        self.reason = reason
+        self._fields = fields
         self.lines: list[bytes] = []
         self.length = -1
         self.chunked = False
@@ -173,52 +195,71 @@ class ResponseHead:
         self.content_type = b""
         self.has_date = False
 
+    @property
+    def status_line(self) -> bytes:
+        return b"HTTP/1.1 %d %b\r\n" % (self.status, self.reason)
+
+    def field(self, name: bytes) -> bytes | None:
+        """The first value under a lower-case name, travelling or not."""
+        for line in self._fields.splitlines():
+            raw, _, value = line.partition(b":")
+            if raw.lower() == name:
+                return value.strip()
+        return None
+
     def drop(self, names: frozenset[bytes]) -> None:
         """Take out fields by lower-case name."""
         self.lines = [line for line in self.lines if line[: line.index(b":")].lower() not in names]
 
 
 class BadResponse(Exception):  # noqa: N818
-    """A replica's head whose framing cannot be trusted (RFC 9112, 6.3)."""
+    """A replica's head that cannot be trusted (RFC 9112, 6.3)."""
 
 
-def scan_response(raw_headers: RawHeaders, strip: frozenset[bytes] = frozenset()) -> ResponseHead:
-    """Split a replica's fields into what travels and what decides framing. Raises BadResponse."""
-    head = ResponseHead()
-    lines = head.lines
+def read_response(head: bytes, strip: frozenset[bytes] = frozenset()) -> ResponseHead:
+    """Read a whole head, up to and with its empty line; one pass decides what travels and how
+    the body ends. Raises BadResponse."""
+    found = _RESPONSE_HEAD.fullmatch(head)
+    if found is None:
+        raise BadResponse("an ill-formed head")
+    minor, status, reason, fields = found.groups()
+    read = ResponseHead(int(status), reason or b"", fields)
     connection: bytes | None = None
     coding: bytes | None = None
     spellings = _response_spellings
-    for raw, value in raw_headers:
+    for line in fields.splitlines(keepends=True):
+        raw, _, value = line.partition(b":")
         kind, name = spellings.get(raw) or _response_kind(raw)
         if kind == _KEEP:
-            if strip and name in strip:
-                continue
-            lines.append(b"%b: %b\r\n" % (raw, value))
+            if not strip or name not in strip:
+                read.lines.append(line)
         elif kind == _NOTE:
             if name == b"content-length":
-                if head.length >= 0 or not value.isdigit():
+                value = value.strip()
+                if read.length >= 0 or not value.isdigit():
                     raise BadResponse("Content-Length twice or ill-formed")
-                head.length = int(value)
+                read.length = int(value)
             elif name == b"content-type":
-                head.content_type = value
+                read.content_type = value.strip()
             else:
-                head.has_date = True
-            lines.append(b"%b: %b\r\n" % (raw, value))
+                read.has_date = True
+            read.lines.append(line)
         elif kind == _NOTE_DROP:
+            value = value.strip()
             if name == b"connection":
                 connection = value if connection is None else connection + b", " + value
             elif coding is not None:
                 raise BadResponse("Transfer-Encoding twice")
             else:
-                coding = value.strip().lower()
+                coding = value.lower()
     if coding is not None:
-        if head.length >= 0:
+        if read.length >= 0:
             raise BadResponse("both Content-Length and Transfer-Encoding")
         if coding != b"chunked":
             raise BadResponse("a Transfer-Encoding other than chunked")
-        head.chunked = True
+        read.chunked = True
+    read.close = minor == b"0"
     if connection is not None:
-        head.close = b"close" in tokens(connection)
-        head.lines = _without_named(lines, connection)
-    return head
+        read.close = read.close or b"close" in tokens(connection)
+        read.lines = _without_named(read.lines, connection)
+    return read

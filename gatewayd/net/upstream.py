@@ -13,15 +13,17 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserError, HttpResponseParser
 
-from gatewayd.core.headers import BadResponse, ResponseHead, scan_response
+from gatewayd.core.headers import BadResponse, ResponseHead, read_response
 from gatewayd.core.retry import Failure
 
 if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
 
 _MAX_HEAD: Final = 64 * 1024
+# The parser follows the framing of chunks; of the head it needs no more than that they are some.
+_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 
@@ -54,11 +56,9 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_complete",
         "_drained",
-        "_headers",
         "_is_head",
         "_messages",
         "_parser",
-        "_reason",
         "_remaining",
         "_resume",
         "_sink",
@@ -93,8 +93,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._parser: HttpResponseParser | None = None
         self._buffer = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._reason = b""
         self._remaining = 0
         self._messages = 0
         self._complete = False
@@ -268,30 +266,16 @@ class UpstreamConnection(asyncio.Protocol):
             data = rest
         self._start_body(rest)
 
-    def _parse_head(self, head: bytes) -> bool:
-        self._headers = []
-        self._messages = 0
-        self._complete = False
-        self._reason = b""
-        self._parser = parser = HttpResponseParser(self)
+    def _parse_head(self, data: bytes) -> bool:
         try:
-            parser.feed_data(head)
-        except HttpParserUpgrade:
-            pass
-        except HttpParserError as error:
-            self._fail(Failure.BROKEN, f"sent an ill-formed head: {error}")
+            self.head = head = read_response(data, self._strip)
+        except BadResponse as error:
+            self._fail(Failure.BROKEN, f"answered with {error}")
             return False
-        self.status = parser.get_status_code()
-        if self.status == 101 and not self._wants_upgrade:
+        self.status = head.status
+        if head.status == 101 and not self._wants_upgrade:
             self._fail(Failure.BROKEN, "switched protocols unasked")
             return False
-        try:
-            self.head = scan_response(self._headers, self._strip)
-        except BadResponse as error:
-            self._fail(Failure.BROKEN, f"sent a head with {error}")
-            return False
-        if parser.get_http_version() != "1.1":
-            self.head.close = True
         return True
 
     def _start_body(self, rest: bytes) -> None:
@@ -309,6 +293,10 @@ class UpstreamConnection(asyncio.Protocol):
             self.state = LENGTH
         elif head.chunked:
             self.state = CHUNKED
+            self._messages = 0
+            self._complete = False
+            self._parser = HttpResponseParser(self)
+            self._parser.feed_data(_CHUNKED_HEAD)
         elif head.length >= 0:
             self.state = LENGTH
             self._remaining = head.length
@@ -362,25 +350,8 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._messages += 1
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason = reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
-
     def on_message_complete(self) -> None:
         self._complete = True
-
-    def field(self, name: bytes) -> bytes | None:
-        """The first value of a field of the response head; `name` is lower-case."""
-        for raw, value in self._headers:
-            if raw.lower() == name:
-                return value
-        return None
-
-    @property
-    def status_line(self) -> bytes:
-        return b"HTTP/1.1 %d %b\r\n" % (self.status, self._reason)
 
 
 def _nowhere(data: bytes) -> None:

@@ -69,7 +69,7 @@ def response_head(
     """What the client is sent before the body; decides `exchange.close` where the end of the
     body is the end of the connection."""
     head = connection.head
-    parts = [connection.status_line, *head.lines]
+    parts = [connection.head.status_line, *head.lines]
     if head.chunked:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     elif head.length < 0 and connection.status not in (204, 304) and exchange.method != "HEAD":
@@ -93,7 +93,7 @@ def switching_head(exchange: Exchange, connection: UpstreamConnection) -> bytes:
     """The 101 of a granted upgrade (RFC 9110, 7.8)."""
     return b"".join(
         (
-            connection.status_line,
+            connection.head.status_line,
             *connection.head.lines,
             b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade,
             b"X-Request-Id: %b\r\n\r\n" % exchange.request_id,

@@ -38,9 +38,9 @@ class Word:
 
 def hear(connection: UpstreamConnection, traits: RouterTraits) -> Word:
     """Read the marks of router and bridge, and take them off the head."""
-    error = connection.field(traits.error_header) if traits.error_header else None
-    failure = connection.field(FAILURE_FIELD.lower())
-    replica = (connection.field(REPLICA_FIELD.lower()) or b"").decode("latin-1")
+    error = connection.head.field(traits.error_header) if traits.error_header else None
+    failure = connection.head.field(FAILURE_FIELD.lower())
+    replica = (connection.head.field(REPLICA_FIELD.lower()) or b"").decode("latin-1")
     connection.head.drop(BRIDGE_FIELDS)
     if connection.status >= 500:
         if failure is not None:
