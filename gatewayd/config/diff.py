@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatewayd.config.model import Config
-from gatewayd.config.render import to_tables, to_yaml
+from gatewayd.config.render import to_tables
+from gatewayd.core.model import Secret
 
 FIXED = ("listen", "workers", "state_dir", "run_dir", "ports")  # bound or created at start
 
@@ -59,9 +60,21 @@ def _compare(path: str, old: object, new: object, lines: list[str]) -> None:
         for name in (name for name in before if name in after):
             below = f"{path}[{name}]" if identity == "prefix" else f"{path}.{name}"
             _compare(below, before[name], after[name], lines)
+    elif isinstance(old, Secret) and isinstance(new, Secret):
+        lines.append(f"{path}: changed")
     else:
         lines.append(f"{path}: {_shown(old)} -> {_shown(new)}")
 
 
 def _shown(value: object) -> str:
-    return "(nothing)" if value is _ABSENT else to_yaml(value, one_line=True)
+    """Short YAML without its quotes."""
+    match value:
+        case dict():
+            return f"{{{', '.join(f'{key}: {_shown(part)}' for key, part in value.items())}}}"
+        case list():
+            return f"[{', '.join(_shown(part) for part in value)}]"
+        case bool():
+            return str(value).lower()
+        case None:
+            return "null"
+    return "(nothing)" if value is _ABSENT else str(value)

@@ -62,25 +62,12 @@ class Listed:
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchema:
         array = handler(core)
-        single = [array["items"]] if self.one else []
-        return {"anyOf": [array, *single, {"type": "null"}]}
+        nullable = {**array, "type": ["array", "null"]}
+        return {"anyOf": [nullable, array["items"]]} if self.one else nullable
 
 
 LIST = Listed()
 ONE_OR_LIST = Listed(one=True)
-
-
-@dataclass(frozen=True, eq=False)
-class MayBeEmpty:
-    """Annotation of a table that can do without any key: the schema says that null is fine."""
-
-    def __get_pydantic_json_schema__(
-        self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchema:
-        return {"anyOf": [handler(core), {"type": "null"}]}
-
-
-MAY_BE_EMPTY = MayBeEmpty()
 
 
 def or_null(leaf: Leaf) -> Leaf:

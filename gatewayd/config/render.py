@@ -47,19 +47,14 @@ _Dumper.add_representer(
 
 def render(config: Config) -> str:
     """YAML that loads as `config` again, but for the secrets, which are `***`."""
-    return to_yaml(to_tables(config))
-
-
-def to_yaml(tables: object, *, one_line: bool = False) -> str:
     text: str = yaml.dump(
-        tables,
+        to_tables(config),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
-        default_flow_style=one_line,
-        width=10_000 if one_line else 100,
+        default_flow_style=False,
     )
-    return text.removesuffix("...\n").strip() if one_line else text
+    return text
 
 
 def to_tables(config: Config) -> Tables:
@@ -168,12 +163,9 @@ def _service(service: Service) -> Tables:
 
 
 def _timeouts(timeouts: Timeouts) -> Tables:
+    values = {field.name: getattr(timeouts, field.name) for field in fields(timeouts)}
     return {
-        field.name: None
-        if (value := getattr(timeouts, field.name)) is None
-        # a phase without an end is null, every other one a duration
-        else format_duration(value)
-        for field in fields(timeouts)
+        phase: None if value is None else format_duration(value) for phase, value in values.items()
     }
 
 

@@ -6,11 +6,12 @@ schema_service), what follows from several keys together (config.convert).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gatewayd.config.leaf import LIST, MAY_BE_EMPTY, ONE_OR_LIST, Leaf, one_of
+from gatewayd.config.leaf import LIST, ONE_OR_LIST, Leaf, one_of
 from gatewayd.config.numbers import DurationOrZero, Workers
 from gatewayd.config.schema_auth import AuthEntry
 from gatewayd.config.schema_edge import (
@@ -62,24 +63,20 @@ class GatewayFile(Table):
     """The default router of the services."""
     certificate: CertificateEntry = None
     """null: plain HTTP."""
-    listen: Annotated[ListenTable, MAY_BE_EMPTY] = Field(
-        default_factory=ListenTable, json_schema_extra={"default": {}}
-    )
+    listen: ListenTable = Field(default_factory=ListenTable, json_schema_extra={"default": {}})
     workers: Workers = Field(default=None, json_schema_extra={"default": "auto"})
     """Data-plane processes; auto: the CPU cores this process may use, at most 8."""
     state_dir: Path = Field(default="./state", validate_default=True)
     """Registry state, certificates, router logs; created 0700."""
     run_dir: OptionalPath = None
     """Sockets and pid; default: a private directory under the system's temporary directory."""
-    ports: Annotated[PortsTable, MAY_BE_EMPTY] = Field(
-        default_factory=PortsTable, json_schema_extra={"default": {}}
-    )
+    ports: PortsTable = Field(default_factory=PortsTable, json_schema_extra={"default": {}})
     trusted_proxies: Annotated[list[Network], ONE_OR_LIST] = Field(default_factory=list)
     """CIDRs whose X-Forwarded-For and X-Forwarded-Proto are believed."""
-    log: Annotated[LogTable, MAY_BE_EMPTY] = LogTable()
+    log: LogTable = LogTable()
     auth: AuthEntry = None
     """How services with `auth: true` are guarded."""
-    limits: Annotated[LimitsTable, MAY_BE_EMPTY] = LimitsTable()
+    limits: LimitsTable = LimitsTable()
     drain_timeout: DurationOrZero = 30.0
     """How long a graceful stop waits for what still runs."""
     services: Annotated[list[ServiceTable], LIST] = Field(default_factory=list)
@@ -99,6 +96,11 @@ def json_schema() -> dict[str, Any]:
         "title": "gatewayd configuration",
         **schema,
     }
+
+
+def schema_text() -> str:
+    """`json_schema()` as it is printed, and kept in configs/gateway.schema.json."""
+    return json.dumps(json_schema(), indent=2) + "\n"
 
 
 def _without_titles(schema: object) -> None:

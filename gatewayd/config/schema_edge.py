@@ -14,7 +14,7 @@ from gatewayd.config.errors import BadTableError, BadValueError
 from gatewayd.config.leaf import ONE_OR_LIST, one_of, or_null, text_leaf
 from gatewayd.config.model import Ports
 from gatewayd.config.numbers import Count, CountAboveZero, Duration, Size
-from gatewayd.config.table import Table, by_type
+from gatewayd.config.table import MAY_BE_NULL, Table, by_type
 from gatewayd.config.values import parse_address, parse_listen_address
 from gatewayd.config.words import (
     AccessLog,
@@ -35,7 +35,7 @@ _LOG = Log()
 _PORTS = Ports()
 
 
-class ListenTable(Table):
+class ListenTable(Table, json_schema_extra=MAY_BE_NULL):
     """Where the gateway listens."""
 
     place: ClassVar[str] = "listen"
@@ -61,7 +61,7 @@ class ListenTable(Table):
         return self
 
 
-class PortsTable(Table):
+class PortsTable(Table, json_schema_extra=MAY_BE_NULL):
     """Loopback ports that the gateway takes for itself when a service has a router."""
 
     place: ClassVar[str] = "ports"
@@ -72,7 +72,7 @@ class PortsTable(Table):
     """One for each router; its metrics port lies 10000 above."""
 
 
-class LogTable(Table):
+class LogTable(Table, json_schema_extra=MAY_BE_NULL):
     place: ClassVar[str] = "log"
 
     level: Annotated[
@@ -83,7 +83,7 @@ class LogTable(Table):
     """stdout, off, or the path of a file (reopened on SIGUSR1)."""
 
 
-class LimitsTable(Table):
+class LimitsTable(Table, json_schema_extra=MAY_BE_NULL):
     """The edge's own bounds."""
 
     place: ClassVar[str] = "limits"

@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from gatewayd.config.errors import BadTableError, BadValueError
 from gatewayd.config.leaf import (
     LIST,
-    MAY_BE_EMPTY,
     ONE_OR_LIST,
     Leaf,
     one_of,
@@ -31,7 +30,7 @@ from gatewayd.config.numbers import (
     Rate,
     Size,
 )
-from gatewayd.config.table import Table, text_or_table
+from gatewayd.config.table import MAY_BE_NULL, Table, text_or_table
 from gatewayd.config.values import did_you_mean
 from gatewayd.config.words import (
     ROUTER_NAME,
@@ -237,7 +236,7 @@ CorsEntry = Annotated[
 ]
 
 
-class TimeoutsTable(Table):
+class TimeoutsTable(Table, json_schema_extra=MAY_BE_NULL):
     """The phases of one attempt; null is unlimited."""
 
     place: ClassVar[str] = "services[].timeouts"
@@ -268,7 +267,7 @@ class ServiceTable(Table):
     """Cut from the beginning of the path before a replica sees it."""
     allowed_paths: list[Prefix] | None = None
     """Exact paths, and prefixes that end in `/`; null: all, or the router's own list."""
-    timeouts: Annotated[TimeoutsTable, MAY_BE_EMPTY] = TimeoutsTable()
+    timeouts: TimeoutsTable = TimeoutsTable()
     balance: Annotated[Balance, one_of("least_requests", "round_robin", "random")] = (
         _SERVICE.balance
     )

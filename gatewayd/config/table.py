@@ -9,8 +9,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.config import JsonDict
 
 from gatewayd.config.errors import BadValueError
+
+# For a table that can do without any key. (Those which stand in a union with null cannot say so
+# once more: exactly one member of the union must hold.)
+MAY_BE_NULL: JsonDict = {"type": ["object", "null"]}
 
 
 class Table(BaseModel):
