@@ -82,9 +82,11 @@ def request_headers() -> Decision:
 
 
 def response_headers() -> Decision:
-    from gatewayd.core.headers import scan_response
+    from gatewayd.core.headers import read_response
 
-    return lambda: scan_response(RESPONSE)
+    fields = b"".join(b"%b: %b\r\n" % field for field in RESPONSE)
+    head = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n"
+    return lambda: read_response(head)
 
 
 def token() -> Decision:
