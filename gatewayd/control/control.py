@@ -19,6 +19,7 @@ from typing import Final
 
 from gatewayd.config.model import Config
 from gatewayd.control.compiler import Compiler
+from gatewayd.control.eventlog import announce
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
@@ -59,7 +60,8 @@ async def serve(
 ) -> int:
     """Serve until a signal or cancellation says stop. The exit code: 0 clean, 1 failure.
 
-    `ready` is called once with the public addresses that are bound, when every worker serves.
+    `ready` is called once with the public addresses that are bound, when every worker serves;
+    without it one line of the log says so, whatever its level.
     `load` reads the configuration again for a reload; without it there is nothing to reload.
     """
     control = Control(config, load=load, environ=environ or {}, argv=argv)
@@ -76,6 +78,8 @@ async def serve(
     try:
         if ready is not None:
             ready(control.addresses)
+        else:
+            announce(control.summary())
         await control.stop_asked.wait()
     finally:
         await control.stop()
@@ -104,6 +108,15 @@ class Control:
     def addresses(self) -> tuple[Address, ...]:
         """The public addresses that are bound."""
         return tuple(listener.address for listener in self.sockets.public)
+
+    def summary(self) -> str:
+        services = self.state.services.values()
+        replicas = sum(len(service.replicas) for service in services)
+        return (
+            f"ready: {', '.join(f'http {address}' for address in self.addresses)}, "
+            f"admin {self.sockets.admin_address}; {len(self.workers.slots)} workers, "
+            f"{len(services)} services, {replicas} replicas"
+        )
 
     # --- start ---------------------------------------------------------------------------------
 

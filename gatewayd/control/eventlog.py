@@ -40,6 +40,13 @@ def configure(log: Log) -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
+def announce(text: str) -> None:
+    """A line that is printed at every level: whoever starts the gateway waits for it."""
+    logger = logging.getLogger("gatewayd.ready")
+    logger.setLevel(logging.INFO)
+    logger.info("%s", text)
+
+
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 

@@ -14,7 +14,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
+from gatewayd.config.diff import diff
 from gatewayd.config.errors import ConfigError
 from gatewayd.config.model import Config
 from gatewayd.control.registry import RefusedError, Registry
@@ -25,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 LoadConfig = Callable[[], Config]
 
+_GIVEN_AT_BIRTH: Final = frozenset({"limits", "log"})  # a worker has them in its first frame
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -33,11 +37,11 @@ class Outcome:
 
 
 class NeedsRestartError(RefusedError):
-    """Keys changed that only a restart applies; nothing was changed."""
+    """Something differs that only a restart applies; nothing was changed."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        super().__init__("a restart is needed to change " + ", ".join(keys))
-        self.keys = keys
+    def __init__(self, lines: tuple[str, ...]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class Reloader:
@@ -83,15 +87,18 @@ class Reloader:
     async def _reload(self, dry_run: bool) -> Outcome:
         if self._load is None:
             raise RefusedError("this gateway was started without a configuration file")
-        from gatewayd.config.diff import diff
-
         # In a thread: a long file takes long to read, and checking a router runs it.
         new = await asyncio.to_thread(self._load)
         difference = diff(self.config, new)
-        if difference.refused:
-            raise NeedsRestartError(tuple(str(key) for key in difference.refused))
+        given_at_birth = tuple(
+            f"{line}; restart gatewayd to change it"
+            for line in difference.changes
+            if line.partition(":")[0].partition(".")[0] in _GIVEN_AT_BIRTH
+        )
+        if refused := (*difference.refused, *given_at_birth):
+            raise NeedsRestartError(refused)
         services = merged(self._state.services, self.config, new)
-        changes = tuple(str(change) for change in difference.changes)
+        changes = difference.changes
         if dry_run:
             return Outcome(changes, applied=False)
         await self._registry.replace_all(services, new.auth, new.trusted_proxies)

@@ -60,5 +60,5 @@ class OpsCalls:
         try:
             outcome = await self._reloader.reload(dry_run=dry_run)
         except NeedsRestartError as error:
-            return reply({"detail": str(error), "refused": list(error.keys)}, 400)
+            return reply({"detail": str(error), "refused": list(error.lines)}, 400)
         return reply({"status": "ok", "applied": outcome.applied, "changes": list(outcome.changes)})

@@ -1,0 +1,97 @@
+"""Commands that need no running gateway: run, check, demo, schema, version.
+
+Owns: their exit codes and their lines. Does not own: the gateway (control), the file (config).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+
+import gatewayd
+from gatewayd.cli import EXIT_OK, EXIT_USAGE, complain
+
+
+def run(options: argparse.Namespace) -> int:
+    from gatewayd.config.errors import ConfigError
+    from gatewayd.config.load import load_config
+    from gatewayd.control import eventlog
+    from gatewayd.control.control import serve
+    from gatewayd.control.router_check import check_router
+
+    path = os.path.abspath(options.config)  # a reload must find it again
+    load = functools.partial(load_config, path, os.environ, check_router=check_router)
+    try:
+        config = load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    eventlog.configure(config.log)
+    return _in_loop(lambda: serve(config, load=load, environ=os.environ))
+
+
+def check(options: argparse.Namespace) -> int:
+    from gatewayd.config.errors import ConfigError
+    from gatewayd.config.load import load_config
+    from gatewayd.control.router_check import check_router
+
+    try:
+        config = load_config(options.config, os.environ, check_router=check_router)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    if options.print:
+        from gatewayd.config.render import render
+
+        print(render(config), end="")
+    else:
+        replicas = sum(len(service.replicas) for service in config.services)
+        print(f"{options.config}: good, {len(config.services)} services, {replicas} replicas")
+    return EXIT_OK
+
+
+def demo(options: argparse.Namespace) -> int:
+    from gatewayd.config.values import parse_address
+    from gatewayd.control import eventlog
+    from gatewayd.control.control import serve
+    from gatewayd.core.model import Log, TcpAddress
+    from gatewayd.demo.run import DEFAULT_LISTEN, run_demo
+
+    listen = DEFAULT_LISTEN
+    if options.listen is not None:
+        try:
+            address = parse_address(options.listen)
+        except ValueError as error:
+            complain(f"--listen: {error}")
+            return EXIT_USAGE
+        if not isinstance(address, TcpAddress):
+            complain("--listen: expected host:port")
+            return EXIT_USAGE
+        listen = address
+    eventlog.configure(Log(level="warning"))
+    return _in_loop(lambda: run_demo(serve, listen=listen, once=options.once))
+
+
+def schema(options: argparse.Namespace) -> int:
+    from gatewayd.config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return EXIT_OK
+
+
+def version(options: argparse.Namespace) -> int:
+    print(gatewayd.__version__)
+    return EXIT_OK
+
+
+def _in_loop(main: Callable[[], Coroutine[None, None, int]]) -> int:
+    try:
+        import uvloop
+    except ImportError:  # not made for this system; slower, not different
+        return asyncio.run(main())
+    return uvloop.run(main())

@@ -1,0 +1,126 @@
+"""`gatewayd status` for eyes: aligned columns out of `/api/status`.
+
+Owns: the layout. Does not own: the content (control.status).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+Row = Sequence[str]
+
+
+def render(status: dict[str, Any]) -> str:
+    sections = [
+        _gateway(status),
+        _table(("SERVICE", "DOMAINS", "FROM", "AUTH", "MODEL"), _services(status)),
+        _table(("SERVICE", "REPLICA", "STATE", "IN FLIGHT", "ADDRESS"), _replicas(status)),
+        _table(("ROUTER OF", "TYPE", "STATE", "ENDPOINT", "TARGETS", "RESTARTS"), _routers(status)),
+        [*_complaints(status)],
+        _table(("PROCESS", "PID", "STATE", "RESTARTS", "CONNECTIONS"), _processes(status)),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def _gateway(status: dict[str, Any]) -> list[str]:
+    state = "draining" if status["draining"] else "ready" if status["ready"] else "not ready"
+    lines = [
+        f"{status['name']}: gatewayd {status['version']}, {state}, pid {status['pid']}, "
+        f"up {_uptime(status['uptime_seconds'])}",
+        "listening: "
+        + ", ".join(f"{entry['kind']} {entry['address']}" for entry in status["listeners"]),
+    ]
+    if status["config"]:
+        lines.append(f"configuration: {status['config']}")
+    if status["cloud"]:
+        lines.append(", ".join(f"{key}: {value}" for key, value in status["cloud"].items()))
+    return lines
+
+
+def _services(status: dict[str, Any]) -> Iterator[Row]:
+    for service in status["services"]:
+        yield (
+            _name(status, service),
+            " ".join(service["domains"]),
+            service["origin"],
+            "yes" if service["auth"] else "no",
+            service["model"] or "-",
+        )
+
+
+def _replicas(status: dict[str, Any]) -> Iterator[Row]:
+    for service in status["services"]:
+        name = _name(status, service)
+        for replica in service["replicas"]:
+            in_flight = str(replica["in_flight"])
+            yield name, replica["id"], replica["state"], in_flight, replica["address"]
+        if not service["replicas"]:
+            yield name, "-", "no replica", "-", "-"
+
+
+def _routers(status: dict[str, Any]) -> Iterator[Row]:
+    for service in status["services"]:
+        if (router := service["router"]) is not None:
+            targets = router["targets"]
+            yield (
+                _name(status, service),
+                router["type"],
+                router["state"],
+                router["endpoint"] or "-",
+                f"{len(targets['serving'])}/{len(targets['desired'])}",
+                str(router["restarts"]),
+            )
+
+
+def _complaints(status: dict[str, Any]) -> Iterator[str]:
+    """Why a router is not up, in its own last words."""
+    for service in status["services"]:
+        router = service["router"]
+        if router is None or router["endpoint"] is not None:
+            continue
+        name = _name(status, service)
+        for why in (router["fault"], router["last_exit"], *router["last_words"][-3:]):
+            if why:
+                yield f"router of {name}: {why}"
+
+
+def _processes(status: dict[str, Any]) -> Iterator[Row]:
+    bridge = status["bridge"]
+    named = [(f"worker {worker['slot']}", worker) for worker in status["workers"]]
+    for name, process in [*named, *([("bridge", bridge)] if bridge else [])]:
+        yield (
+            name,
+            str(process["pid"] or "-"),
+            process["state"],
+            str(process["restarts"]),
+            str(process["connections"]),
+        )
+
+
+def _name(status: dict[str, Any], service: dict[str, Any]) -> str:
+    own: bool = service["project"] == status["project"]
+    return str(service["name"]) if own else f"{service['project']}/{service['name']}"
+
+
+def _uptime(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def _table(head: Row, rows: Iterator[Row]) -> list[str]:
+    """Columns as wide as their widest entry; nothing at all without a row."""
+    lines = [tuple(row) for row in rows]
+    if not lines:
+        return []
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (tuple(head), *lines)
+    ]
