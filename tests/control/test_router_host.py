@@ -33,7 +33,7 @@ FAST = Pace(
     first_targets=0.2,
     tidy_every=0.05,
 )
-PORTS = port_pool(20000 + os.getpid() % 4000, 24999)
+PORTS = port_pool(20000 + os.getpid() * 97 % 4800, 24999)
 
 
 class ScriptedRouter(Router):

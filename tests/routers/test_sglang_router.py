@@ -29,7 +29,7 @@ from gatewayd.routers.sglang.router import SglangRouter
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Test processes that run at the same time begin at different ports.
-PORTS = port_pool(20000 + os.getpid() % 4000, 24999)
+PORTS = port_pool(20000 + os.getpid() * 97 % 4800, 24999)
 
 
 @asynccontextmanager
@@ -271,9 +271,12 @@ async def test_what_it_learned_of_a_target_survives_the_coming_and_going_of_othe
         await settle(router, targets(one, two))
         for engine in (one, two):
             engine.gate.clear()
-        # Both at once, so that the less loaded one is another.
-        first = [asyncio.ensure_future(client.chat(prompt)) for prompt in prompts]
-        await wait_for(lambda: bool(one.inferences and two.inferences))
+        # The second while the first is still running: then the less loaded one is the other.
+        first = []
+        for count, prompt in enumerate(prompts, 1):
+            first.append(asyncio.ensure_future(client.chat(prompt)))
+            await wait_for(lambda: one.running + two.running == count)  # noqa: B023
+        assert one.running == two.running == 1
         for engine in (one, two):
             engine.gate.set()
         await asyncio.gather(*first)

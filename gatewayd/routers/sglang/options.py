@@ -88,7 +88,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
 # All the child gets of our environment. Left out above all: *_PROXY, which would capture traffic
 # to targets (loopback too), and the operator's secrets, which are no business of the router's.
 _PASSED_ON: Final = re.compile(
-    r"PATH|HOME|TMPDIR|TZ|LANG|LC_\w+|LD_LIBRARY_PATH|VIRTUAL_ENV|RUST_BACKTRACE|MALLOC_\w+"
+    r"PATH|HOME|TMPDIR|TZ|LANG|LC_\w+|LD_LIBRARY_PATH|VIRTUAL_ENV|MALLOC_\w+"
     r"|TOKIO_WORKER_THREADS|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|DONTWRITEBYTECODE|PYCACHEPREFIX)"
 )
 
