@@ -28,7 +28,15 @@ from gatewayd.core.model import (
     TcpAddress,
     UnixAddress,
 )
-from gatewayd.demo.show import EVERYWHERE, MODEL, DemoFailedError, Say, show, what_to_try
+from gatewayd.demo.show import (
+    EVERYWHERE,
+    MODEL,
+    SHOWN_WITHIN_S,
+    DemoFailedError,
+    Say,
+    show,
+    what_to_try,
+)
 from gatewayd.net.process import Command, SupervisedProcess
 
 log = logging.getLogger(__name__)
@@ -104,8 +112,10 @@ def _check_free(listen: TcpAddress) -> None:
         ):
             pass
     except OSError as error:
+        named = isinstance(error, socket.gaierror)
+        why = error.strerror if named else os.strerror(error.errno or 0)
         raise DemoFailedError(
-            f"cannot listen on {listen}: {error.strerror}; "
+            f"cannot listen on {listen}: {why}; "
             f"choose another address, for example: gatewayd demo --listen 127.0.0.1:8081"
         ) from None
 
@@ -122,9 +132,10 @@ async def _run(serve: Serve, config: Config, once: bool, say: Say) -> int:
         replicas = [_start_replica(replica) for replica in config.services[0].replicas]
         for process in replicas:
             owned.push_async_callback(process.aclose)
+        await _until_up(replicas)  # first, or the gateway would report them as unreachable
         gateway = loop.create_task(_serve(serve, config, ready), name="demo: gateway")
         owned.push_async_callback(_end, gateway)
-        shown = loop.create_task(show(config, replicas, bound, say), name="demo: show")
+        shown = loop.create_task(show(config, bound, say), name="demo: show")
         owned.push_async_callback(_end, shown)
         await asyncio.wait((gateway, shown), return_when=asyncio.FIRST_COMPLETED)
         if shown.done():
@@ -133,6 +144,12 @@ async def _run(serve: Serve, config: Config, once: bool, say: Say) -> int:
                 return 0
             say(what_to_try(base_url, config.listen.admin))
         return await gateway
+
+
+async def _until_up(replicas: list[SupervisedProcess]) -> None:
+    for replica in replicas:
+        if not await replica.wait_ready(SHOWN_WITHIN_S):
+            raise DemoFailedError("; ".join((f"{replica.name} does not start", *replica.words)))
 
 
 async def _serve(serve: Serve, config: Config, ready: Ready) -> int:

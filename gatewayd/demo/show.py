@@ -17,7 +17,6 @@ import aiohttp
 
 from gatewayd.config.model import Config
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
-from gatewayd.net.process import SupervisedProcess
 
 SHOWN_WITHIN_S: Final = 20.0
 MODEL: Final = "demo-llm"
@@ -38,32 +37,23 @@ class DemoFailedError(Exception):
 
 @dataclass(slots=True)
 class _Progress:
-    missing: str = "the demo replicas"
+    missing: str = "the gateway's public address"
     seen: str = ""
 
 
-async def show(
-    config: Config,
-    replicas: list[SupervisedProcess],
-    bound: asyncio.Future[tuple[Address, ...]],
-    say: Say,
-) -> str:
+async def show(config: Config, bound: asyncio.Future[tuple[Address, ...]], say: Say) -> str:
     """Print a streamed answer that came through everything; the base URL to use. Or say what
     is missing."""
     progress = _Progress()
     try:
         async with asyncio.timeout(SHOWN_WITHIN_S):
-            for replica in replicas:
-                await replica.wait_ready(SHOWN_WITHIN_S)
-            progress.missing = "the gateway's public address"
             base_url = f"http://{_dialled((await bound)[0])}"
             await _through_the_router(base_url, config.listen.admin, progress, say)
             return base_url
     except TimeoutError:
-        words = [line for replica in replicas for line in replica.words[-1:]]
-        seen = progress.seen or "; ".join(words) or "nothing"
         raise DemoFailedError(
-            f"not up within {SHOWN_WITHIN_S:g} s, missing: {progress.missing}; last seen: {seen}"
+            f"not up within {SHOWN_WITHIN_S:g} s, missing: {progress.missing}; "
+            f"last seen: {progress.seen or 'nothing'}"
         ) from None
 
 
