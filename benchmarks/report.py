@@ -101,9 +101,9 @@ def judge(line: Line, samples: Samples, error: str = "") -> Row:
     row.subject = worst if bound and bound.worst else statistics.median(mine)
     if theirs:
         row.peer = statistics.median(theirs)
-    if row.peer:
+    if row.peer and row.peer > 0 and row.subject >= 0:  # a difference may lie below the noise
         row.ratio = row.subject / row.peer
-        pairs = [a / b for a, b in zip(mine, theirs, strict=False) if b]
+        pairs = [a / b for a, b in zip(mine, theirs, strict=False) if b > 0]
         row.spread = (min(pairs), max(pairs)) if pairs else None
     if bound:
         judged = row.subject if bound.of == "value" else row.ratio
