@@ -17,13 +17,18 @@ from pathlib import Path
 from benchmarks.bench import HERE, Bench, Proxy
 from benchmarks.processes import BenchError, Process, clean_environment
 
+_MARKER = {"bench_marker": 1}
 _PROMPT = "How many tokens does a gateway move in its life, and does it know any of them? " * 2
 
 
 def chat(**more: object) -> bytes:
-    """A chat completion; `bench_marker` is not part of the API, so a router drops it."""
+    """A chat completion; the marker is not part of the API, so a router drops it."""
     messages = [{"role": "user", "content": _PROMPT}]
-    return json.dumps({"model": "bench", "messages": messages, "bench_marker": 1, **more}).encode()
+    return json.dumps({"model": "bench", "messages": messages, **_MARKER, **more}).encode()
+
+
+def unmarked(body: bytes) -> bytes:
+    return json.dumps({k: v for k, v in json.loads(body).items() if k not in _MARKER}).encode()
 
 
 CHAT = chat(max_tokens=40)
