@@ -8,6 +8,7 @@
 #   BASE=image     another base with Python >= 3.11
 #   ENGINE=...     docker | podman | buildah; default: the first that works
 #   OFFLINE=1      do not ask an image registry
+#   STORAGE_DRIVER=vfs  for buildah where overlay mounts fail in the middle
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:-gatewayd}
@@ -51,13 +52,10 @@ install_tools() {
         "${missing[@]}" </dev/null >/dev/null
 }
 
-# Run buildah where there may be neither overlay mounts nor user namespaces.
+# buildah where there may be no user namespaces and, in a nested container, no overlay mounts.
 contained() {
-    if ((EUID == 0)); then
-        BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} buildah "$@"
-    else
-        buildah "$@"
-    fi
+    BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-$( ((EUID)) || echo chroot)} \
+        buildah ${STORAGE_DRIVER:+--storage-driver "$STORAGE_DRIVER"} "$@"
 }
 
 pulls() {
@@ -106,6 +104,9 @@ rm -rf build/wheels
 engine=${ENGINE:-$(choose_engine)}
 base=${BASE:-$default_base}
 say "building $name with $engine"
+if [[ $engine == buildah && -z ${STORAGE_DRIVER:-} ]] && ! buildah info >/dev/null 2>&1; then
+    STORAGE_DRIVER=vfs
+fi
 
 if [[ -z ${BASE:-} ]] && ! pulls "$base"; then
     say "no registry gives $base"

@@ -6,16 +6,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:-gatewayd}
 public=127.0.0.1:${PUBLIC_PORT:-18080} admin=127.0.0.1:${ADMIN_PORT:-18000}
-export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=chroot
+contained() { buildah ${STORAGE_DRIVER:+--storage-driver "$STORAGE_DRIVER"} "$@"; }
 
-container=$(buildah from --pull-never "localhost/$name")
-root=$(buildah mount "$container")
+container=$(contained from --pull-never "localhost/$name")
+root=$(contained mount "$container")
 scratch=$(mktemp -d)
 unshared=
 cleanup() {
     if [[ -n $unshared ]]; then kill "$unshared" 2>/dev/null || true; fi
-    buildah umount "$container" >/dev/null
-    buildah rm "$container" >/dev/null
+    contained umount "$container" >/dev/null
+    contained rm "$container" >/dev/null
     rm -rf "$scratch"
 }
 trap cleanup EXIT
@@ -52,23 +52,21 @@ done
 mkdir "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount -o remount,bind,ro "$root"
-within() {
-    env -i PATH=/opt/gatewayd/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 \
-        PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/gatewayd \
-        chroot --userspec=10001:10001 "$root" "$@"
+within() { # in a subshell, so that its pid is the program's
+    exec chroot --userspec=10001:10001 "$root" /usr/bin/env -i -C /var/lib/gatewayd \
+        PATH=/opt/gatewayd/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 \
+        PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/gatewayd "$@"
 }
-if within sh -c 'echo x > /opt/gatewayd/x' 2>/dev/null; then
-    echo "the root file system can be written" >&2
-    exit 1
-fi
+(within id)
+touch "$root/opt/gatewayd/x" 2>&1 | grep "Read-only file system"
 within tini -s -- python3 -m gatewayd.demo.replica --socket /run/replicas/a.sock --name a &
 within tini -s -- python3 -m gatewayd.demo.replica --socket /run/replicas/b.sock --name b &
 within tini -s -- gatewayd run -c /etc/gatewayd/gateway.yaml &
-gateway=$!
+gateway=$! # its tini
 trap 'kill -TERM $gateway' TERM
 (
     tries=0
-    until within gatewayd status -c /etc/gatewayd/gateway.yaml >/dev/null 2>&1; do
+    until (within gatewayd status -c /etc/gatewayd/gateway.yaml) >/dev/null 2>&1; do
         tries=$((tries + 1))
         [ $tries -lt 60 ] || exit 1
         sleep 0.5
