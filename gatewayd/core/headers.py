@@ -12,6 +12,8 @@ from typing import Final
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
+MAX_DIGITS: Final = 18  # of a length: what every party's 64 bits hold
+
 # What a name means to the scan. Anything not listed travels as it came.
 _KEEP, _DROP, _NOTE, _NOTE_DROP = range(4)
 
@@ -236,7 +238,7 @@ def read_response(head: bytes, strip: frozenset[bytes] = frozenset()) -> Respons
         elif kind == _NOTE:
             if name == b"content-length":
                 value = value.strip()
-                if read.length >= 0 or not value.isdigit():
+                if read.length >= 0 or not value.isdigit() or len(value) > MAX_DIGITS:
                     raise BadResponse("Content-Length twice or ill-formed")
                 read.length = int(value)
             elif name == b"content-type":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
 
 _MAX_HEAD: Final = 64 * 1024
+_LENGTH_FIELD: Final = frozenset((b"content-length",))
 # The parser follows the framing of chunks; of the head it needs no more than that they are some.
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -223,10 +224,13 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self.received and self._sink is not None:
             self._sink.first_byte()
+        exact = False
+        if self._complete:
+            data, exact = _upto_last_chunk(data)
         self.received += len(data)
         self._write_body(data)
         if self._complete:
-            self._end(reusable=not self.head.close)
+            self._end(reusable=exact and not self.head.close)
 
     def _counted(self, data: bytes) -> None:
         if not self.received and self._sink is not None:
@@ -291,6 +295,8 @@ class UpstreamConnection(asyncio.Protocol):
         if bodyless:
             head.chunked = False
             self.state = LENGTH
+            if self.status == 204:
+                head.drop(_LENGTH_FIELD)  # RFC 9110, 8.6
         elif head.chunked:
             self.state = CHUNKED
             self._messages = 0
@@ -352,6 +358,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+
+
+def _upto_last_chunk(data: bytes) -> tuple[bytes, bool]:
+    """The last read of a complete chunked body without what lies behind it, and whether it is
+    known that nothing does. The parser accepts nothing but line ends there."""
+    tail = data[-5:]
+    line_ends = len(tail) - len(tail.rstrip(b"\r\n"))
+    if line_ends == 4:
+        return data, True
+    if line_ends > 4 and (rest := data.rstrip(b"\r\n")):
+        return rest + b"\r\n\r\n", False
+    return data, False  # the last chunk's own line ends were split between reads
 
 
 def _nowhere(data: bytes) -> None:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+from harness import Gateway
+
+from gatewayd.core.model import Log
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """As production runs it."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of fractions of a second are noticed in time."""
+    monkeypatch.setattr("gatewayd.proxy.plane._SWEEP_S", 0.01)
+    monkeypatch.setattr("gatewayd.proxy.plane._SLOW_EVERY", 1)
+    monkeypatch.setattr("gatewayd.proxy.accesslog._FLUSH_S", 0.005)
+
+
+@pytest.fixture
+def access_log() -> Log:
+    """Overridden by tests that read the log."""
+    return Log(access="off")
+
+
+@pytest.fixture
+async def gateway(
+    tmp_path: Path, access_log: Log, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Gateway]:
+    gateway = Gateway(tmp_path, access_log)
+    await gateway.start()
+    yield gateway
+    await gateway.settle()
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert not errors

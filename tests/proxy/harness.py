@@ -1,0 +1,186 @@
+"""The real edge of a worker in this process, between scripted clients and scripted replicas.
+
+Composed as proxy.worker does it: plane, edge, server, access log. `settle` is run after every
+test: whatever happened, nothing may be left running, counted or logged as an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conversation import Replica, Wire, open_tcp, open_unix, until
+
+from gatewayd.core.messages import ServiceTotals
+from gatewayd.core.model import (
+    Auth,
+    Endpoint,
+    Limits,
+    Log,
+    Service,
+    UnixAddress,
+    Upstream,
+)
+from gatewayd.core.model import Replica as Registered
+from gatewayd.core.snapshot import compile_snapshot
+from gatewayd.net.buckets import LocalStore
+from gatewayd.net.loads import LoadTable
+from gatewayd.proxy.accesslog import AccessLog
+from gatewayd.proxy.handler import Edge
+from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.process import listen
+from gatewayd.proxy.server import EdgeServer
+
+
+class Gateway:
+    """One worker's edge. Services come with `serve`; `publish` compiles them as control does."""
+
+    def __init__(self, directory: Path, log: Log | None = None) -> None:
+        self.directory = directory
+        self.loop = asyncio.get_running_loop()
+        self.faults: list[dict[str, Any]] = []  # what reached the loop's exception handler
+        self.loop.set_exception_handler(lambda _, context: self.faults.append(context))
+        table = LoadTable.create(1)
+        self.loads = LoadTable.attach(os.dup(table.fd), 1, 0)
+        table.close()
+        self.plane = Plane(self.loop, self.loads)
+        self.edge = Edge(self.plane, Limits(), LocalStore(), AccessLog(log or Log(access="off")))
+        self.server = EdgeServer(self.edge, self.loop)
+        self.plane.servers.append(self.server)
+        self.services: dict[str, Service] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.upstreams: dict[str, Upstream] = {}  # instead of what a service's replicas give
+        self.auth: Auth | None = None
+        self.trusted_proxies: tuple[str, ...] = ()
+        self.reuse_s = 0.0
+        self.clients: list[Wire] = []
+        self.version = 0
+        self._indexes: dict[str, int] = {}
+        self._listeners: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        self.port: int = sock.getsockname()[1]
+        self._listeners.append(await listen(self.loop, self.server, sock))
+        self.plane.start()
+
+    async def listen_unix(self) -> Path:
+        path = self.directory / "edge.sock"
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(path))
+        self._listeners.append(await listen(self.loop, self.server, sock))
+        return path
+
+    # --- the world
+
+    async def add_replica(self, name: str) -> Replica:
+        """A scripted replica, not yet part of a service."""
+        replica = self.replicas[name] = Replica(name, self.directory / f"{name}.sock")
+        await replica.start()
+        return replica
+
+    async def serve(self, name: str = "chat", **policy: Any) -> Replica:
+        """A service `<name>.example` with one replica, published."""
+        (replica,) = await self.serve_by(1, name, **policy)
+        return replica
+
+    async def serve_by(self, count: int, name: str = "chat", **policy: Any) -> list[Replica]:
+        replicas = [await self.add_replica(f"{name}-{'abcdefgh'[i]}") for i in range(count)]
+        policy.setdefault("domains", (f"{name}.example",))
+        self.services[name] = Service(
+            "main", name, replicas=tuple(self.registered(r) for r in replicas), **policy
+        )
+        self.publish()
+        return replicas
+
+    @staticmethod
+    def registered(replica: Replica) -> Registered:
+        return Registered(replica.name, UnixAddress(str(replica.path)))
+
+    def change(self, name: str = "chat", **policy: Any) -> None:
+        self.services[name] = replace(self.services[name], **policy)
+        self.publish()
+
+    def endpoint(self, registered: Registered) -> Endpoint:
+        index = self._indexes.setdefault(registered.id, len(self._indexes))
+        return Endpoint(registered.id, registered.address, index, registered.id, self.reuse_s)
+
+    def publish(self) -> None:
+        self.version += 1
+        upstreams = {
+            s.key: self.upstreams.get(
+                s.name,
+                Upstream(tuple(self.endpoint(r) for r in s.replicas if not r.draining), s.balance),
+            )
+            for s in self.services.values()
+        }
+        self.edge.apply(
+            compile_snapshot(
+                self.version,
+                self.services.values(),
+                upstreams,
+                auth=self.auth,
+                trusted_proxies=self.trusted_proxies,
+            )
+        )
+
+    def limit(self, **bounds: Any) -> None:
+        """Bounds of connections that are opened from now on."""
+        self.edge.limits = replace(self.edge.limits, **bounds)
+        self.plane.body_idle_timeout = self.edge.limits.body_idle_timeout
+
+    # --- clients
+
+    async def client(self, *, receive_buffer: int | None = None) -> Wire:
+        wire = await open_tcp(self.port, receive_buffer=receive_buffer)
+        self.clients.append(wire)
+        return wire
+
+    async def unix_client(self, path: Path) -> Wire:
+        wire = await open_unix(path)
+        self.clients.append(wire)
+        return wire
+
+    # --- what was counted
+
+    def totals(self, name: str = "chat") -> ServiceTotals:
+        key = f"main/{name}" if name else ""
+        return self.edge.meters.of(key).totals
+
+    def load(self, replica: Replica | str) -> int:
+        name = replica if isinstance(replica, str) else replica.name
+        return self.loads.load(self._indexes[name])
+
+    @property
+    def idle_connections(self) -> int:
+        return sum(len(pool._idle) for pool in self.plane._pools.values())
+
+    # --- the end of every test
+
+    async def settle(self) -> None:
+        for wire in self.clients:
+            wire.writer.transport.abort()
+        for replica in self.replicas.values():
+            await replica.stop()
+        plane = self.plane
+        try:
+            await until(lambda: not self.server.connections, "client connections are closed")
+            await until(lambda: not plane.active, "every exchange has ended")
+            await until(lambda: not plane._tasks, "every task of an exchange has ended")
+            if self.edge.authority is not None:
+                await self.edge.authority.aclose()
+            counted = {name: self.loads.load(i) for name, i in self._indexes.items()}
+            assert not any(counted.values()), f"still counted: {counted}"
+            assert not self.faults, f"reached the loop: {self.faults}"
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            self.edge.access_log.close()
+            await plane.aclose()
+            self.loads.close()
