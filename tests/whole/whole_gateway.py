@@ -1,0 +1,320 @@
+"""A real `gatewayd run` for tests of the whole, and a look at what it leaves behind.
+
+    async with Gateway(home, services=[...]) as gateway:
+        ... gateway.url, await gateway.status(), await gateway.call("POST", path, body) ...
+
+It listens on port zero, its admin address is a Unix socket below `home`. When the block ends it is
+told to stop, and everything a supervisor would notice is asserted: exit code 0, no process left,
+no unexpected line in its log (`allow` names the expected ones), no file in its temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+T = TypeVar("T")
+START_S = 30.0
+_SUSPICIOUS = re.compile(
+    r"Traceback|\b(WARNING|ERROR|CRITICAL)\b|Exception|never (awaited|retrieved)"
+)
+_PORTS = os.getpid() * 61  # test processes that run at the same time begin at different ports
+# The address of this machine's inside, which no client may ever be told.
+INTERNAL = re.compile(rb"127\.0\.0\.1:(?:1\d{4}|2[0-4]\d{3})\b")
+
+
+async def eventually(
+    look: Callable[[], Awaitable[T] | T], within_s: float, what: str = "", every_s: float = 0.02
+) -> T:
+    """What `look` gives once it is true; other processes have no event to wait for."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = look()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what or look}"
+        await asyncio.sleep(every_s)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not count."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Every process that was started with this temporary folder: pid to command line."""
+    found = {}
+    mark = f"TMPDIR={folder}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode()
+    return found
+
+
+class Gateway:
+    """`extra` is merged into the top of the file. Hosts are `<service>.test`."""
+
+    def __init__(
+        self,
+        home: Path,
+        services: list[dict[str, Any]] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        self.home = home
+        self.tmp = home / "tmp"
+        self.file = home / "gateway.yaml"
+        self.access_log = home / "access.log"
+        self.pid = 0
+        self.port = 0
+        self.log = ""
+        self.started_s = 0.0  # from the spawn until /readyz said 200
+        self._env = dict(env or {})
+        self._allowed: list[str] = []
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_file = home / "gateway.log"
+        self._admin: aiohttp.ClientSession | None = None
+        bridge, router = 10001 + _PORTS % 1700, 20000 + _PORTS % 4700
+        self.config: dict[str, Any] = {
+            "domain": "test",
+            "listen": {"http": "127.0.0.1:0", "admin": f"unix:{self.admin_path}"},
+            "workers": 2,
+            "state_dir": str(home / "state"),
+            "log": {"access": str(self.access_log)},
+            "drain_timeout": "5s",
+            "ports": {"bridge": f"{bridge}-{bridge + 290}", "router": f"{router}-{router + 290}"},
+            "services": services or [],
+            **extra,
+        }
+
+    @property
+    def admin_path(self) -> Path:
+        return self.home / "admin.sock"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def allow(self, *patterns: str) -> None:
+        """Lines of its log that this test brings about."""
+        self._allowed += patterns
+
+    # --- its life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.stop(judge=error is None)
+        finally:
+            await self.destroy()
+            if error is not None:
+                sys.stderr.write(f"--- log of the gateway\n{self.read_log()}---\n")
+
+    def write_file(self) -> None:
+        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    async def start(self) -> None:
+        self.write_file()
+        await self.spawn()
+        await self.until_ready()
+
+    async def spawn(self) -> asyncio.subprocess.Process:
+        self.tmp.mkdir(exist_ok=True)
+        began = time.monotonic()
+        with self._log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gatewayd", "run", "-c", str(self.file)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "TMPDIR": str(self.tmp), **self._env},
+            )
+        self._began = began
+        self.pid = self._process.pid
+        return self._process
+
+    async def until_ready(self) -> None:
+        async def ready() -> bool:
+            assert self._process is not None
+            assert self._process.returncode is None, self.read_log()
+            try:
+                status, _ = await self.call("GET", "/readyz")
+            except aiohttp.ClientError:
+                return False
+            return status == 200
+
+        await eventually(ready, START_S, "ready", every_s=0.01)
+        self.started_s = time.monotonic() - self._began
+        (listener,) = [
+            entry["address"]
+            for entry in (await self.status())["listeners"]
+            if entry["kind"] == "http"
+        ]
+        self.port = int(listener.rpartition(":")[2])
+
+    async def exited(self, within_s: float = 15.0) -> int:
+        assert self._process is not None
+        async with asyncio.timeout(within_s):
+            return await self._process.wait()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    async def stop(self, *, judge: bool = True) -> None:
+        """SIGTERM, unless it has ended already, and a look at what is left."""
+        assert self._process is not None
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
+        if self._process.returncode is None:
+            self.signal(signal.SIGTERM)
+        try:
+            code = await self.exited()
+        except TimeoutError:
+            code = -1
+        if judge:
+            assert code == 0, (code, self.read_log())
+            self.judge()
+
+    def judge(self) -> None:
+        assert not processes_of(self.tmp), processes_of(self.tmp)
+        assert self.suspicious_lines() == []
+        assert list(self.tmp.iterdir()) == []
+        assert not self.admin_path.exists()
+
+    async def destroy(self) -> None:
+        """Whatever still runs ends now."""
+        if self._admin is not None:
+            await self._admin.close()
+        for pid in processes_of(self.tmp):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            await self._process.wait()
+
+    def read_log(self) -> str:
+        return self._log_file.read_text() if self._log_file.exists() else ""
+
+    def suspicious_lines(self) -> list[str]:
+        return [
+            line
+            for line in self.read_log().splitlines()
+            if _SUSPICIOUS.search(line) and not any(re.search(p, line) for p in self._allowed)
+        ]
+
+    def access_lines(self) -> list[str]:
+        return self.access_log.read_text().splitlines() if self.access_log.exists() else []
+
+    # --- its admin address
+
+    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """(status, JSON or text)."""
+        if self._admin is None:
+            connector = aiohttp.UnixConnector(str(self.admin_path), limit=0)
+            self._admin = aiohttp.ClientSession("http://localhost", connector=connector)
+        async with self._admin.request(method, path, json=body) as response:
+            text = await response.text()
+            if response.content_type == "application/json":
+                return response.status, json.loads(text)
+            return response.status, text
+
+    async def change(self, path: str, body: Any = None) -> dict[str, Any]:
+        """A registry call that must succeed; `path` is what follows the project's services."""
+        status, answer = await self.call("POST", f"/api/registry/main/services/{path}", body or {})
+        assert status == 200, (path, answer)
+        return dict(answer)
+
+    async def add(self, service: str, replica_id: str, socket: Path | str) -> None:
+        await self.change(f"{service}/replicas/register", {"id": replica_id, "socket": str(socket)})
+
+    async def remove(self, service: str, replica_id: str) -> None:
+        await self.change(f"{service}/replicas/{replica_id}/unregister")
+
+    async def drain(self, service: str, replica_id: str, timeout: float) -> dict[str, Any]:
+        path = f"{service}/replicas/{replica_id}/drain"
+        return await self.change(path, {"timeout": timeout})
+
+    async def status(self) -> dict[str, Any]:
+        code, answer = await self.call("GET", "/api/status")
+        assert code == 200, answer
+        return dict(answer)
+
+    async def service(self, name: str) -> dict[str, Any]:
+        (found,) = [s for s in (await self.status())["services"] if s["name"] == name]
+        return dict(found)
+
+    async def in_flight(self, service: str) -> dict[str, int]:
+        return {r["id"]: r["in_flight"] for r in (await self.service(service))["replicas"]}
+
+    async def replica_states(self, service: str) -> dict[str, str]:
+        return {r["id"]: r["state"] for r in (await self.service(service))["replicas"]}
+
+    async def router_pid(self, service: str) -> int:
+        """Once it serves every replica that is wanted."""
+
+        async def serving() -> int:
+            router = (await self.service(service))["router"]
+            targets = router["targets"]
+            whole = router["endpoint"] and sorted(targets["desired"]) == targets["serving"]
+            return int(router["pid"]) if whole else 0
+
+        return await eventually(serving, 15, f"the router of {service} serves all its targets")
+
+    async def metrics(self) -> Metrics:
+        code, text = await self.call("GET", "/metrics")
+        assert code == 200
+        return Metrics(text)
+
+    async def worker_pids(self) -> list[int]:
+        return [worker["pid"] for worker in (await self.status())["workers"]]
+
+
+class Metrics(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
+    """Samples by name and labels: `metrics.get_("gatewayd_requests_total", code="200")`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(
+            ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        )
+
+    def matching(self, name: str, **labels: str) -> Iterator[float]:
+        wanted = set(labels.items())
+        return (v for (n, have), v in self.items() if n == name and wanted <= set(have))
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of all series with these labels; 0 without any."""
+        return sum(self.matching(name, **labels))
