@@ -100,10 +100,10 @@ def text_leaf(parse: Callable[[str], object], expected: str) -> Leaf:
     return Leaf(read, {"type": "string", "minLength": 1})
 
 
-def closest(word: str, candidates: tuple[str, ...]) -> str | None:
-    """The candidate that was probably meant."""
+def closest(word: str, candidates: tuple[str, ...], *, alike: float = 0.65) -> str | None:
+    """The candidate that was probably meant; `rsp` and `rps` are 0.67 alike."""
     plain = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1, cutoff=alike)
     return plain[found[0]] if found else None
 
 
@@ -113,6 +113,8 @@ def one_of(*words: str, also: str | None = None) -> Leaf:
     expected = f"expected {' or '.join(filter(None, (', '.join(choice[:-1]), choice[-1])))}"
 
     def parse(value: object) -> str:
+        if not isinstance(value, str):
+            raise BadValueError(expected)  # none of the words is one that YAML misreads
         text = string(value, expected)
         if text not in words:
             meant = closest(text, words)

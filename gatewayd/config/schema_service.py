@@ -47,6 +47,7 @@ from gatewayd.config.words import (
     ReplicaUrl,
     ServiceName,
     SocketPath,
+    router_or_null,
 )
 from gatewayd.core.model import Balance, Cors, RouterMode, Service, Timeouts
 
@@ -106,7 +107,7 @@ class RouterTable(Table):
 RouterEntry = Annotated[
     Annotated[
         str | None,
-        or_null(ROUTER_NAME),
+        Leaf(router_or_null, {"type": ["string", "null"]}),
         Tag("<text>"),
     ]
     | Annotated[RouterTable, Tag("<table>")],

@@ -120,10 +120,11 @@ def parse_source(text: str, file: str, env: Mapping[str, str]) -> tuple[Node, li
         raise fail(line, *_syntax(exc, text, line)) from None
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        raise fail(line, f"invalid YAML: character {exc.character!a} is not allowed") from None
+        code = exc.character if isinstance(exc.character, int) else ord(exc.character)
+        raise fail(line, f"invalid YAML: character U+{code:04X} is not allowed") from None
     except RecursionError:
         raise fail(None, "invalid YAML: nested too deeply") from None
-    if root is None:
+    if root is None or (root.tag == _PREFIX + "null" and not root.value):
         raise fail(
             None, "the file is empty", "the smallest useful one sets `domain` and `services`"
         )
@@ -148,6 +149,8 @@ def _syntax(exc: yaml.MarkedYAMLError, text: str, line: int | None) -> tuple[str
         words, suggestion = "a second document begins here", "remove the `---`"
     elif re.search(r":\s*\*", there):
         suggestion = "a value that begins with `*` stands in quotes"
+    elif "${" in there and re.search(r"[{\[].*\$\{", there):
+        suggestion = "${...} stands in quotes between braces or brackets"
     elif "[::" in there:
         suggestion = "an address in brackets stands in quotes"
     elif there.count(": ") > 1 or "mapping values are not allowed" in words:

@@ -5,7 +5,7 @@ Owns: the base of all tables. Does not own: which there are (config.schema, conf
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -16,6 +16,8 @@ from gatewayd.config.errors import BadValueError
 # For a table that can do without any key. (Those which stand in a union with null cannot say so
 # once more: exactly one member of the union must hold.)
 MAY_BE_NULL: JsonDict = {"type": ["object", "null"]}
+
+_PLAIN_TABLES = ("listen", "limits", "log", "ports")
 
 
 class Table(BaseModel):
@@ -38,10 +40,10 @@ class Table(BaseModel):
 
 
 class UnknownKey:
-    """Put in place of the value of an unknown key, so that the error knows the table's keys."""
+    """Put in place of the value of an unknown key, so that the error knows the table."""
 
     def __init__(self, table: type[Table]) -> None:
-        self.candidates = tuple(table.model_fields)
+        self.table = table
 
 
 def text_or_table(value: object) -> str:
@@ -62,11 +64,19 @@ def by_type(*types: str) -> Callable[[object], str]:
     return tag
 
 
-def tables_with(key: str, root: type[Table] = Table) -> list[str]:
-    """Where a key would belong that stands in the wrong table."""
-    places = []
+def place_of(key: str, asked_in: type[Table]) -> str | None:
+    """Where a key belongs that stands in the wrong table: somewhere above or below it, or in one
+    of the tables at the top whose keys mean only one thing."""
+    here = asked_in.place
+    for table in _all_tables(Table):
+        there = table.place
+        related = there.startswith(here) or here.startswith(f"{there}.")
+        if there and key in table.model_fields and (related or there in _PLAIN_TABLES):
+            return there
+    return None
+
+
+def _all_tables(root: type[Table]) -> Iterator[type[Table]]:
     for table in root.__subclasses__():
-        if key in table.model_fields and table.place:
-            places.append(f"{table.place}.{key}")
-        places += tables_with(key, table)
-    return places
+        yield table
+        yield from _all_tables(table)

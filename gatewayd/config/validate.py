@@ -18,7 +18,7 @@ from gatewayd.config.leaf import closest
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.secrets import is_secret_path
 from gatewayd.config.source import Misread, Node, Place
-from gatewayd.config.table import UnknownKey, tables_with
+from gatewayd.config.table import Table, place_of
 from gatewayd.config.values import did_you_mean
 
 Loc = tuple[str | int, ...]
@@ -69,7 +69,7 @@ def _report(tree: Node, loc: Loc, place: Place, error: ErrorDetails, report: Rep
     cause = error.get("ctx", {}).get("error")
     match error["type"], cause:
         case "extra_forbidden", _:
-            report(place, "unknown key", _suggest_key(str(loc[-1]), error["input"]))
+            report(place, "unknown key", _suggest_key(str(loc[-1]), error["input"].table))
         case "missing", _:
             report(place, "this key is required", None)
         case _, BadTableError():
@@ -87,13 +87,19 @@ def _report(tree: Node, loc: Loc, place: Place, error: ErrorDetails, report: Rep
             report(place, f"{error['msg']}, found {_found(place)}", None)
 
 
-def _suggest_key(key: str, marker: object) -> str | None:
-    candidates = marker.candidates if isinstance(marker, UnknownKey) else ()
-    if meant := closest(key, candidates):
+def _suggest_key(key: str, table: type[Table]) -> str | None:
+    candidates = tuple(table.model_fields)
+    if meant := closest(key, candidates, alike=0.8):
         return did_you_mean(meant)
-    if elsewhere := tables_with(key):
-        return did_you_mean(elsewhere[0])
-    return None
+    if key in GatewayFile.model_fields:
+        return f"`{key}` belongs at the top"
+    if place := place_of(key, table):
+        another_type = place == table.place
+        return (
+            f"`{key}` belongs to another `type`" if another_type else did_you_mean(f"{place}.{key}")
+        )
+    meant = closest(key, candidates)
+    return did_you_mean(meant) if meant else None
 
 
 def _describe(place: Place, cause: BadValueError) -> tuple[str, str | None]:
@@ -124,14 +130,14 @@ def _found(place: Place) -> str:
         case None:
             return "nothing"
         case str():
-            kind = "" if node.value else "an empty string "
+            kind = ""
         case bool():
             kind = "the boolean "
         case _:
             kind = "the number "
+    if not node.text:
+        return "an empty string"
     if is_secret_path(place.path):
         return f"{kind.replace('the ', 'a ').strip() or 'something else'} (not shown)"
-    if node.value == "" and not node.text:
-        return "an empty string"
     text = node.text if len(node.text) <= SHOWN_MAX else node.text[:SHOWN_MAX] + "..."
     return f"{kind}`{text}`"

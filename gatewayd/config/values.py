@@ -77,8 +77,8 @@ def format_duration(seconds: float) -> str:
     for unit in ("h", "m", "s"):
         if seconds % _SECONDS[unit] == 0:
             return f"{round(seconds / _SECONDS[unit])}{unit}"
-    milliseconds = round(seconds * 1000, 6)
-    return f"{milliseconds:g}ms" if milliseconds < 1000 else f"{seconds!r}s"
+    number, unit = (seconds * 1000, "ms") if seconds < 1 else (seconds, "s")
+    return f"{number:.9f}".rstrip("0").rstrip(".") + unit
 
 
 def parse_size(value: str | int) -> int:

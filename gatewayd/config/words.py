@@ -25,7 +25,7 @@ def _matching(pattern: str, expected: str) -> Leaf:
     def parse(text: str) -> str:
         if regex.fullmatch(text):
             return text
-        for repaired in (text.lower(), text.lower().replace("_", "-")):
+        for repaired in (text.lower(), text.lower().replace("_", "-"), text.upper()):
             if regex.fullmatch(repaired):
                 raise BadValueError(expected, suggestion=did_you_mean(repaired))
         raise BadValueError(expected)
@@ -91,6 +91,13 @@ _PREFIX_LEAF = text_leaf(_prefix, "expected a path that begins with /")
 _ADDRESS = text_leaf(values.parse_address, values.ADDRESS)
 _ID = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "expected an id of letters, digits, `-._`")
 ROUTER_NAME = _matching(r"[a-z][a-z0-9_-]*", "expected the name of a router")
+
+
+def router_or_null(value: object) -> object:
+    if value is None or isinstance(value, str):
+        return None if value is None else ROUTER_NAME.parse(value)
+    raise BadValueError("expected the name of a router or a table")
+
 
 Text = Annotated[str, _TEXT]
 OptionalText = Text | None
