@@ -12,6 +12,8 @@ tests/proxy/test_aiohttp_seams.py, and the version is pinned.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from aiohttp import web
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
 _LINGER_S: Final = 10.0
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
 _LINGER_SIZE: Final = 64 * 1024 * 1024
 
 
@@ -297,10 +300,14 @@ class ClientConnection(RequestHandler):
         if self._lingered > _LINGER_SIZE and self.transport is not None:
             self.transport.abort()
 
-    def abort(self) -> None:
-        """Cut the connection: the client must not take what it got for the whole."""
+    def abort(self, *, reset: bool = False) -> None:
+        """Cut the connection: the client must not take what it got for the whole. `reset` where
+        the end of the connection would be the end of the answer."""
         self.closing = True
         if self.transport is not None:
+            if reset and self.peer != UNIX_PEER:
+                sock = self.transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     def sweep(self, now: float) -> None:

@@ -23,6 +23,7 @@ from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head
 from gatewayd.proxy.plane import POOL_IDLE_S
 from gatewayd.proxy.router_word import hear
+from gatewayd.proxy.steering import Steering
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
@@ -39,6 +40,7 @@ class Forward:
 
     __slots__ = (
         "_body",
+        "_chosen",
         "_connecting",
         "_connection",
         "_deadlines",
@@ -51,6 +53,7 @@ class Forward:
         "_plane",
         "_responding",
         "_served",
+        "_steering",
         "_tried",
     )
 
@@ -64,6 +67,8 @@ class Forward:
         self._tried: frozenset[str] = frozenset()
         self._direct = served.router is None
         self._fresh = False  # the next attempt must not trust a pooled connection
+        self._steering: Steering | None = None
+        self._chosen: Endpoint | None = None  # by the router, for the next attempt
         self._over = False
         self._responding = False
         self._failure = ""  # of the last attempt
@@ -76,6 +81,20 @@ class Forward:
 
     def start(self) -> None:
         self._plane.active.add(self)
+        served = self._served
+        if served.steer_paths and served.steers(self._exchange):
+            self._direct = True
+            self._steering = Steering(
+                self._plane, self._exchange, served, self._body, self._decided
+            )
+            self._steering.ask()
+        else:
+            self._attempt()
+
+    def _decided(self, endpoint: Endpoint | None) -> None:
+        """The router has chosen, or could not: then the choice is ours."""
+        self._chosen = endpoint
+        self._exchange.via = "fallback" if endpoint is None else "steered"
         self._attempt()
 
     # --- attempts
@@ -108,6 +127,9 @@ class Forward:
         if not self._direct:
             exchange.via = "through"
             return self._served.router
+        if self._chosen is not None:
+            chosen, self._chosen = self._chosen, None
+            return chosen
         if exchange.via == "-":
             exchange.via = "direct"
         return self._served.choose(self._plane, self._tried)
@@ -239,7 +261,7 @@ class Forward:
                 self._answer(_reply_of(failure))
             return
         if failure is Failure.CONNECT:
-            self._plane.unreachable.add(f"{served.key}|{endpoint.replica}")
+            self._plane.refused(served.key, endpoint.replica)
         if not reused:
             served.live.ejections.failed(
                 endpoint.id, self._plane.loop.time(), refused=failure is Failure.CONNECT
@@ -259,7 +281,10 @@ class Forward:
         self._fresh = decision.fresh
         if decision.avoid_endpoint:
             self._tried |= {endpoint.id}
-        self._attempt()
+        if self._steering is not None and sent is Sent.NOTHING:
+            self._steering.ask_again(endpoint.id)
+        else:
+            self._attempt()
 
     def _fall_back(self) -> None:
         """The router could not serve the request and no replica has seen it: go past it."""
@@ -319,12 +344,15 @@ class Forward:
     def _cut(self, closed_by: str) -> None:
         """The answer has begun and cannot end whole: the client must see that."""
         exchange = self._exchange
+        reset = False
         if self._connection is not None:
             exchange.bytes_out = self._connection.received
+            head = self._connection.head
+            reset = not head.chunked and head.length < 0
         exchange.closed_by = closed_by
         exchange.close = True
         self._leave()
-        exchange.connection.abort()
+        exchange.connection.abort(reset=reset)
         exchange.connection.exchange_ended(exchange)
 
     def _finish(self) -> None:
@@ -335,6 +363,8 @@ class Forward:
     def _leave(self) -> None:
         self._over = True
         self._plane.active.discard(self)
+        if self._steering is not None:
+            self._steering.close()
         self._body.stop()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -382,6 +412,8 @@ class Forward:
     # --- deadlines
 
     def sweep(self, now: float) -> None:
+        if self._steering is not None:
+            self._steering.sweep(now)
         connection = self._connection
         if connection is None or self._over:
             return  # connecting is bounded by its own timeout
