@@ -87,13 +87,18 @@ class Arrival:
 
 
 async def arrive(
-    port: int, path: str, at_ms: Sequence[int], *, headers: Iterable[tuple[str, str]] = ()
+    port: int,
+    path: str,
+    at_ms: Sequence[int],
+    *,
+    headers: Iterable[tuple[str, str]] = (),
+    host: str = "localhost",
 ) -> list[Arrival]:
     """Send `GET path` at each moment (ms after now, ascending), one after the other on one
     connection, so that arrivals keep their order."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode()
     began = time.monotonic()
     arrivals = []
     try:

@@ -141,15 +141,18 @@ async def test_the_head_of_a_stream_arrives_before_its_first_token(
     replica = whole.replicas[service]
     replica.stepped = True
     try:
-        async with asyncio.timeout(10), whole.client(service) as client:
-            async with client.chat.completions.with_streaming_response.create(
+        async with (
+            asyncio.timeout(10),
+            whole.client(service) as client,
+            client.chat.completions.with_streaming_response.create(
                 model="m", messages=WORDS, max_tokens=1, stream=True
-            ) as response:
-                assert response.headers["content-type"] == "text/event-stream"
-                assert response.headers["x-accel-buffering"] == "no"
-                assert "access-control-allow-origin" not in response.headers
-                replica.step()
-                lines = [line async for line in response.iter_lines() if line]
+            ) as response,
+        ):
+            assert response.headers["content-type"] == "text/event-stream"
+            assert response.headers["x-accel-buffering"] == "no"
+            assert "access-control-allow-origin" not in response.headers
+            replica.step()
+            lines = [line async for line in response.iter_lines() if line]
     finally:
         replica.stepped = False
     assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["delta"]["content"]
