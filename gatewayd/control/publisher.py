@@ -76,6 +76,7 @@ class Publisher:
         mine = self._asked
         async with self._lock:
             if self._answered < mine:
+                await asyncio.sleep(0)  # whoever calls in the same turn of the loop comes along
                 answered = self._asked
                 await self._deliver()
                 self._answered = answered
@@ -107,12 +108,12 @@ class Publisher:
 
     async def _deliver(self) -> None:
         ports = self._compiler.bridge_ports()
-        if ports:
-            self._workers.want_bridge()
         if ports != self._ports:
             self._ports = ports
             self._version += 1
             self._ports_version = self._version
+        if ports:
+            self._workers.want_bridge()
         await self._deliver_ports()
         self._version += 1
         self._snapshot = self._compiler.snapshot(self._version)

@@ -132,11 +132,12 @@ class Registry:
             await self._publish()
 
     def _take_out(self, key: str, replica_id: str) -> None:
+        """Only what was withdrawn: meanwhile the service may have been unregistered, or another
+        call may have removed the replica and a third registered it anew."""
         service = self._state.services.get(key)
-        if service is not None:  # it may have been unregistered meanwhile
-            self._put(
-                replace(service, replicas=tuple(r for r in service.replicas if r.id != replica_id))
-            )
+        if service is not None:
+            kept = tuple(r for r in service.replicas if r.id != replica_id or not r.draining)
+            self._put(replace(service, replicas=kept))
 
     async def _idle(self, key: tuple[str, str], timeout: float) -> int:
         """Requests that still run after at most `timeout` seconds."""

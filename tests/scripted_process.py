@@ -1,0 +1,119 @@
+"""A data-plane process for tests of control: speaks the channel, carries no traffic.
+
+    python scripted_process.py BEHAVIOUR CHANNEL_FD
+
+writes one line of JSON on the file $SCRIPTED_LOG for each frame it gets. Behaviours, joined by `+`:
+`ack` (acknowledges, reports every 50 ms), `silent` (ready, then never reports), `dead` (exits 3 at
+once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on endpoint index 0),
+`last-words` (counts its requests only in its last report), `stubborn` (does not drain).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+
+from gatewayd.core.messages import (
+    Ack,
+    Configure,
+    Drain,
+    Message,
+    Publish,
+    Ready,
+    ReopenLogs,
+    Report,
+    ServiceTotals,
+)
+from gatewayd.core.snapshot import BridgeSnapshot
+from gatewayd.net.channel import Channel
+from gatewayd.net.loads import LoadTable
+
+
+class Scripted:
+    def __init__(self, behaviour: set[str], fd: int) -> None:
+        self.behaviour = behaviour
+        self.done = asyncio.get_running_loop().create_future()
+        self.channel = Channel(socket.socket(fileno=fd), self.received, self.closed)
+        self.configure: Configure | None = None
+        self.loads: LoadTable | None = None
+        self.publishes = 0
+        self.ports: dict[int, int] = {}
+        self.totals = ServiceTotals(codes={200: 1})
+
+    def note(self, **line: object) -> None:
+        path = os.environ.get("SCRIPTED_LOG")
+        if path:
+            with open(path, "a") as file:
+                file.write(json.dumps({"pid": os.getpid(), **line}) + "\n")
+
+    def received(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case Configure():
+                self.configure = message
+                self.loads = LoadTable.attach(fds[0], message.slots, message.slot)
+                kinds = [listener.kind for listener in message.listeners]
+                self.note(frame="configure", slot=message.slot, fds=len(fds), kinds=kinds)
+                if "heavy" in self.behaviour:
+                    self.loads.add(0)
+            case Publish():
+                self.published(message, fds)
+            case Drain():
+                self.note(frame="drain", timeout=message.timeout)
+                if "stubborn" not in self.behaviour:
+                    if "last-words" in self.behaviour:
+                        self.report({"main/llama": self.totals})
+                    self.done.set_result(0)
+            case ReopenLogs():
+                self.note(frame="reopen")
+
+    def published(self, message: Publish, fds: list[int]) -> None:
+        snapshot = message.snapshot
+        self.publishes += 1
+        self.ports.update(zip(message.new_ports, fds, strict=True))
+        if isinstance(snapshot, BridgeSnapshot):
+            missing = sorted(set(snapshot.ports) - set(self.ports))
+            self.note(frame="ports", ports=sorted(snapshot.ports), new=len(fds), missing=missing)
+        else:
+            targets = {
+                host: {
+                    "endpoints": {e.id: str(e.address) for e in target.upstream.endpoints},
+                    "indexes": {e.id: e.index for e in target.upstream.endpoints},
+                    "router": str(target.upstream.router and target.upstream.router.address),
+                    "mode": target.upstream.mode,
+                }
+                for host, target in snapshot.targets.items()
+            }
+            self.note(frame="snapshot", version=snapshot.version, targets=targets)
+        if self.publishes == 1:
+            self.channel.send(Ready(os.getpid()))
+        if self.publishes == 1 or "deaf" not in self.behaviour:
+            self.channel.send(Ack(snapshot.version))
+
+    def report(self, totals: dict[str, ServiceTotals]) -> None:
+        assert self.configure is not None
+        if not self.channel.closed:
+            configure = self.configure
+            self.channel.send(Report(configure.slot, configure.incarnation, totals, 2))
+
+    def closed(self) -> None:
+        self.done.set_result(1)
+
+    async def run(self) -> int:
+        while not self.done.done():
+            if self.publishes and "silent" not in self.behaviour:
+                self.report({} if "last-words" in self.behaviour else {"main/llama": self.totals})
+            await asyncio.wait((self.done,), timeout=0.05)
+        return int(self.done.result())
+
+
+async def main() -> int:
+    return await Scripted(set(sys.argv[1].split("+")), int(sys.argv[2])).run()
+
+
+if __name__ == "__main__":
+    if "dead" in sys.argv[1]:
+        sys.exit(3)
+    sys.exit(asyncio.run(main()))
