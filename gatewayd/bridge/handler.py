@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from gatewayd.bridge.claims import Claims
 from gatewayd.core.headers import BadHead, scan_request
 from gatewayd.core.model import Limits, Service, Timeouts, Upstream
 from gatewayd.core.reply import LocalReply, bad_request
 from gatewayd.core.snapshot import BridgePort, Target
+from gatewayd.core.steering import asking_slot
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.forward import Forward
@@ -38,10 +40,11 @@ _HEALTHY: Final = LocalReply(200, message="OK")
 class PortHandler:
     """Serves one port. `draining`: its replica is gone, so connections end with their request."""
 
-    def __init__(self, plane: Plane, port: BridgePort) -> None:
+    def __init__(self, plane: Plane, claims: Claims, port: BridgePort) -> None:
         self.limits = LIMITS
         self.draining = False
         self._plane = plane
+        self._claims = claims
         self._live = Live(Meter())  # the edge counts; a second count would double it
         self.apply(port)
 
@@ -69,6 +72,7 @@ class PortHandler:
         self._served = Served(target, self._live)
         self._served.from_bridge = True
         self._served.refuse_redirects = True
+        self._token_field = port.token_header.decode() or "-"
         self._drop = frozenset((port.token_header,)) if port.token_header else frozenset()
 
     def begin(self, exchange: Exchange) -> None:
@@ -81,6 +85,10 @@ class PortHandler:
         if exchange.target == "/health" and exchange.method == "GET":
             # Engines may generate a token for it; that it is registered is our word.
             exchange.answer(_HEALTHY)
+            return
+        token = exchange.message.headers.get(self._token_field, "").encode("latin-1", "replace")
+        if asking_slot(token) is not None:
+            self._claims.begin(exchange, token, self.port.endpoint.replica)
             return
         Forward(self._plane, exchange, self._served).start()
 

@@ -12,6 +12,7 @@ import asyncio
 import socket
 from dataclasses import dataclass
 
+from gatewayd.bridge.claims import Claims
 from gatewayd.bridge.handler import PortHandler
 from gatewayd.core.messages import Configure, Publish, ServiceTotals
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
@@ -33,11 +34,13 @@ class BridgeRole:
 
     def __init__(self) -> None:
         self._plane: Plane = None  # type: ignore[assignment]  # comes with `configure`
+        self._claims: Claims = None  # type: ignore[assignment]
         self._ports: dict[int, _Port] = {}
         self._sockets: dict[int, socket.socket] = {}
 
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
+        self._claims = Claims(plane)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         snapshot = message.snapshot
@@ -60,7 +63,7 @@ class BridgeRole:
         self._plane.servers = [s for s in self._plane.servers if s.connections or s.open]
 
     async def _open(self, port: BridgePort, sock: socket.socket) -> _Port:
-        handler = PortHandler(self._plane, port)
+        handler = PortHandler(self._plane, self._claims, port)
         server = EdgeServer(handler, self._plane.loop)
         listener = await listen(self._plane.loop, server, sock)
         self._plane.servers.append(server)
@@ -74,6 +77,9 @@ class BridgeRole:
         for connection in port.server.each():
             if connection.idle and not connection.closing:
                 connection.finish()
+
+    def link(self, slot: int, fd: int) -> None:
+        self._claims.link(slot, fd)
 
     def totals(self) -> dict[str, ServiceTotals]:
         return {}
@@ -90,6 +96,8 @@ class BridgeRole:
             port.listener.close()
         for sock in self._sockets.values():
             sock.close()
+        if self._claims is not None:
+            self._claims.close()
 
 
 def main(channel_fd: int) -> int:

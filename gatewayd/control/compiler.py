@@ -87,7 +87,12 @@ class Compiler:
             index=self._indexes.lease((service.key, view.endpoint_id)),
             reuse_s=_ROUTER_REUSE_S,
         )
-        return Upstream(endpoints, service.balance, router, view.traits, "through")
+        spec = service.router
+        carries = spec is not None and spec.mode == "through"
+        steers = bool(view.traits.steer_paths) and not carries
+        return Upstream(
+            endpoints, service.balance, router, view.traits, "steer" if steers else "through"
+        )
 
     def _endpoint(self, service: Service, replica: Replica) -> Endpoint:
         index = self._indexes.lease((service.key, replica.id))

@@ -44,6 +44,7 @@ from gatewayd.routers.base import port_pool
 
 _log = logging.getLogger(__name__)
 
+_REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
 _SURVIVOR_GRACE_S: Final = 5.0
 
@@ -168,7 +169,7 @@ class Control:
         compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
         self.publisher = Publisher(compiler, self.workers, self._published)
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
-        self.reachability = Reachability(self.state, self.routers.follow)
+        self.reachability = Reachability(self.state, self._reachability_changed)
         self.reloader = Reloader(config, self._load_config, self.state, self.registry)
         self.status = Status(
             state=self.state,
@@ -236,14 +237,26 @@ class Control:
         self.routers.follow()
         self.reachability.look_at_new()
 
+    def _reachability_changed(self) -> None:
+        self.routers.follow()
+        self._own(self._publish_removals(), "publish removals")
+
+    async def _publish_removals(self) -> None:
+        """Workers that were led to a dead replica wait for this before they ask a router again."""
+        await self.routers.synced(_REMOVAL_TIMEOUT_S)
+        self.publisher.request()
+
     # --- what the data plane tells -------------------------------------------------------------
 
     def _spawned(self, process: SlotProcess) -> None:
         self.publisher.greet(process)
+        if process.role == "worker":
+            self.workers.introduce(process)
         self.state_dir.record(p.pid for p in self.workers.processes())
 
     def _process_ready(self, process: SlotProcess) -> None:
         if process.role == "bridge":
+            self.workers.introduce(process)  # not before: until now nobody would have answered
             self.publisher.request()  # its ports are to be acknowledged, then the routers told
         self._ready_changed.set()
 

@@ -137,14 +137,29 @@ def _trouble(totals: Mapping[str, ServiceTotals]) -> Iterator[Metric]:
         "Requests that went straight to a replica because the router could not serve them.",
         labels=("service",),
     )
+    ways = CounterMetricFamily(
+        "gatewayd_requests_by_way",
+        "Requests by the way they went: direct, through (the router carried them), steered (it "
+        "only chose), fallback (past it), or none.",
+        labels=("service", "way"),
+    )
+    steering = CounterMetricFamily(
+        "gatewayd_steering",
+        "Questions to a router where a request should go, by how they ended.",
+        labels=("service", "outcome"),
+    )
     for service, counted in totals.items():
+        for way, count in sorted(counted.ways.items()):
+            ways.add_metric((service, "none" if way == "-" else way), count)
+        for outcome, count in sorted(counted.steering.items()):
+            steering.add_metric((service, outcome), count)
         for reason, count in sorted(counted.rejections.items()):
             rejections.add_metric((service, reason), count)
         for (replica, kind), count in sorted(counted.upstream_errors.items()):
             errors.add_metric((service, replica, kind), count)
         retries.add_metric((service,), counted.retries)
         fallbacks.add_metric((service,), counted.fallbacks)
-    yield from (rejections, errors, retries, fallbacks)
+    yield from (rejections, errors, retries, fallbacks, ways, steering)
 
 
 def _replicas(sample: Sample) -> Iterator[Metric]:

@@ -100,6 +100,11 @@ class RouterHosts:
             names = ", ".join(replica_ids)
             _log.warning("router of %s still has %s after %g s", service_key, names, DROP_TIMEOUT_S)
 
+    async def synced(self, timeout: float) -> None:
+        """Returns when every router that is up has the targets it was last given; bounded."""
+        hosts = [entry.host for entry in self._entries.values() if entry.host.endpoint is not None]
+        await asyncio.gather(*(host.synced(timeout) for host in hosts))
+
     async def aclose(self) -> None:
         for task in self._retiring:
             task.cancel()

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Final
 
 from gatewayd.control.slot import Argv, Hooks, Slot, SlotProcess, own_command
-from gatewayd.core.messages import Configure, ListenerSpec, Message
+from gatewayd.core.messages import Configure, Link, ListenerSpec, Message
 from gatewayd.core.model import Limits, Log
+from gatewayd.net import link as datagrams
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
@@ -88,6 +89,18 @@ class Workers:
     @property
     def restarts(self) -> int:
         return sum(slot.restarts for slot in self.slots)
+
+    def introduce(self, process: SlotProcess) -> None:
+        """Link the bridge, once it serves, with each worker, whichever of them is new."""
+        bridge = self.bridge.process
+        if bridge is None or not bridge.ready:
+            return
+        for worker in self.alive() if process is bridge else [process]:
+            ours, theirs = datagrams.Link.pair()
+            worker.send(Link(bridge.slot), [ours.fileno()])
+            bridge.send(Link(worker.slot), [theirs.fileno()])
+            ours.close()
+            theirs.close()
 
     def broadcast(self, message: Message) -> None:
         for process in self.processes():

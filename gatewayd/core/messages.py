@@ -2,7 +2,7 @@
 
 Owns: the frames. Does not own: how they travel (net.channel).
 
-Control -> process: `Configure` once (with descriptors), then `Publish` and `Drain`, `ReopenLogs`.
+Control -> process: `Configure` once, then `Publish`, `Link`, `ReopenLogs`, at last `Drain`.
 Process -> control: `Ready` once, an `Ack` for each `Publish`, a `Report` once a second.
 """
 
@@ -52,6 +52,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """One end of a link between the bridge and a worker travels beside it. `slot` is the other
+    side's; a new link for a slot ends the old one."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     pass
 
@@ -81,6 +89,8 @@ class ServiceTotals:
     upstream_errors: dict[tuple[str, str], int] = field(default_factory=dict)  # (replica, kind)
     retries: int = 0
     fallbacks: int = 0  # requests that went past a router that could not serve them
+    ways: dict[str, int] = field(default_factory=dict)  # direct, through, steered, fallback
+    steering: dict[str, int] = field(default_factory=dict)  # outcome of asking a router -> count
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +105,4 @@ class Report:
     unreachable: tuple[str, ...] = ()  # ids of endpoints that refused a connection since the last
 
 
-Message = Configure | Publish | Drain | ReopenLogs | Ready | Ack | Report
+Message = Configure | Publish | Link | Drain | ReopenLogs | Ready | Ack | Report

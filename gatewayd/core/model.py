@@ -111,6 +111,9 @@ class RouterSpec:
     mode: RouterMode = "auto"
     policy: str | None = None  # None: the plug-in's default
     args: tuple[tuple[str, str | None], ...] = ()  # flag without dashes -> value; None: bare flag
+    steer_timeout: float = 2.0  # s, for the router's decision; then the gateway's own
+    steer_body_limit: int = 1024 * 1024  # larger bodies are not asked about
+    routing_key_header: str | None = None  # the client's field that sticky policies go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Service:
     cors: Cors | None = None
     router: RouterSpec | None = None
     replicas: tuple[Replica, ...] = ()
+    debug_headers: bool = False  # answers name their replica
     origin: Origin = "file"
 
     @property
@@ -233,6 +237,8 @@ class RouterTraits:
     error_header: bytes = b""  # present on answers the router made itself
     unsent_errors: frozenset[bytes] = frozenset()  # of these, nothing has reached a replica
     token_header: bytes = b""  # a request header the router passes on to its target
+    routing_key_header: bytes = b""  # what its sticky policies go by
+    steer_paths: frozenset[str] = frozenset()  # POSTs that it can decide on without carrying them
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
 
 
@@ -249,4 +255,4 @@ class Upstream:
     balance: Balance = "least_requests"
     router: Endpoint | None = None
     traits: RouterTraits | None = None
-    mode: Literal["direct", "through"] = field(default="direct")
+    mode: Literal["direct", "through", "steer"] = field(default="direct")

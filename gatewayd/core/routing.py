@@ -34,8 +34,11 @@ def host_name(raw: bytes) -> str:
 def split_target(target: str, host: str) -> str:
     """The origin form of a request target. `host` is what the Host field named.
 
-    Raises BadHead for an absolute form that names another host and for control characters.
+    Raises BadHead for an absolute form that names another host, for control characters and for
+    a fragment, which belongs to the client (RFC 9112, 3.2).
     """
+    if "#" in target:
+        raise BadHead("The request target holds a fragment")
     if target.startswith("/") or target == "*":
         if _CONTROL.search(target):
             raise BadHead("The request target holds control characters")

@@ -38,6 +38,8 @@ def add_totals(total: ServiceTotals, part: ServiceTotals) -> None:
     _add_counts(total.upstream_errors, part.upstream_errors)
     total.retries += part.retries
     total.fallbacks += part.fallbacks
+    _add_counts(total.ways, part.ways)
+    _add_counts(total.steering, part.steering)
 
 
 def _add_counts(total: dict[_Label, int], part: dict[_Label, int]) -> None:

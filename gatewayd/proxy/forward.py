@@ -281,7 +281,7 @@ class Forward:
         self._fresh = decision.fresh
         if decision.avoid_endpoint:
             self._tried |= {endpoint.id}
-        if self._steering is not None and sent is Sent.NOTHING:
+        if exchange.via == "steered" and self._steering is not None and sent is Sent.NOTHING:
             self._steering.ask_again(endpoint.id)
         else:
             self._attempt()

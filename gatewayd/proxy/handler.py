@@ -76,6 +76,7 @@ class Edge:
             del self._live[key]
         self.meters.keep(set(by_service))
         self._addresses = ClientAddresses(snapshot.trusted_proxies)
+        self.plane.snapshot_changed()
         auth = snapshot.auth
         self.tokens = index_tokens(auth.tokens) if isinstance(auth, TokensAuth) else {}
         if self.authority is None or self.authority.auth != auth:
@@ -171,7 +172,7 @@ class Edge:
         exchange.host = connection.host
         if not exchange.host and exchange.http11:
             raise BadHead("Host is empty")
-        if not exchange.target.startswith("/") or "\\" in exchange.target:
+        if not exchange.target.startswith("/") or "#" in exchange.target:
             exchange.target = split_target(exchange.target, exchange.host)
         exchange.upstream_target = exchange.target
         self._read_framing(exchange, noted)
@@ -192,12 +193,14 @@ class Edge:
 
     def _read_framing(self, exchange: Exchange, noted: dict[bytes, bytes]) -> None:
         length = noted.get(b"content-length")
-        if exchange.message.chunked:
+        coding = noted.get(b"transfer-encoding")
+        if coding is not None:
+            # Other codings than this one would have to be undone, or passed on to be understood.
+            if coding.lower() != b"chunked" or not exchange.message.chunked:
+                raise BadHead("Only the transfer coding `chunked` is understood")
             exchange.length = -1
         elif length is not None:
             exchange.length = int(length)
-        elif b"transfer-encoding" in noted:
-            raise BadHead("Transfer-Encoding is not understood")
         expect = noted.get(b"expect")
         if expect is not None:
             exchange.expects_continue = expect.lower() == b"100-continue" and exchange.http11

@@ -24,8 +24,11 @@ REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
 BRIDGE_FIELDS: Final = frozenset((FAILURE_FIELD.lower(), REPLICA_FIELD.lower()))
 
 
-def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> bytes:
-    """What the endpoint is sent before the body."""
+def request_head(
+    exchange: Exchange, served: Served, endpoint: Endpoint, token: bytes = b""
+) -> bytes:
+    """What the endpoint is sent before the body. With a `token` the request is a question to a
+    router; else it carries its own id in the token's place."""
     head = exchange.head
     to_router = endpoint is served.router
     lines = head.lines
@@ -38,15 +41,17 @@ def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> byte
         version,
         exchange.host.encode(),
     )
-    if to_router and served.traits.strip_request_prefixes:
-        lines = drop_prefixed(lines, served.traits.strip_request_prefixes)
+    if to_router and served.router_strip:
+        lines = drop_prefixed(lines, served.router_strip)
     parts = [start, *lines, exchange.forwarded_lines]
     if exchange.request_id:
         parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if to_router:
         parts.append(served.router_lines)
         if served.traits.token_header:
-            parts.append(b"%b: %b\r\n" % (served.traits.token_header, exchange.request_id))
+            value = token or exchange.request_id
+            parts.append(b"%b: %b\r\n" % (served.traits.token_header, value))
+        parts.append(_routing_key(exchange, served))
     elif served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
         parts.append(b"Authorization: %b\r\n" % auth)
     if exchange.length > 0:
@@ -61,6 +66,17 @@ def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> byte
         parts.append(b"Connection: close\r\n")  # no later request would take this connection
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def _routing_key(exchange: Exchange, served: Served) -> bytes:
+    """The line that a sticky policy goes by, when the operator named the client's field for it."""
+    if served.routing_key is None or not served.traits.routing_key_header:
+        return b""
+    key = exchange.message.headers.get(served.routing_key)
+    if key is None:
+        return b""
+    value = key.encode("utf-8", "surrogateescape")
+    return b"%b: %b\r\n" % (served.traits.routing_key_header, value)
 
 
 def response_head(
@@ -81,7 +97,7 @@ def response_head(
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
     if served.cors is not None:
         parts.append(response_headers(served.cors, exchange.head.noted.get(b"origin")))
-    if served.from_bridge:
+    if served.from_bridge or served.debug_headers:
         parts.append(b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode()))
     if exchange.close:
         parts.append(b"Connection: close\r\n")

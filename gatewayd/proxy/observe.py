@@ -40,6 +40,8 @@ class Meter:
             totals.ttfb_sum += seconds
         totals.bytes_in += exchange.bytes_in
         totals.bytes_out += exchange.bytes_out
+        ways = totals.ways
+        ways[exchange.via] = ways.get(exchange.via, 0) + 1
         self.changed = True
 
     def rejected(self, reason: str) -> None:
@@ -54,6 +56,11 @@ class Meter:
 
     def retried(self) -> None:
         self.totals.retries += 1
+        self.changed = True
+
+    def steering(self, outcome: str) -> None:
+        outcomes = self.totals.steering
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
         self.changed = True
 
     def fell_back(self) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.pool import Pool
+from gatewayd.proxy.steering import Asker
 
 if TYPE_CHECKING:
     from gatewayd.proxy.forward import Forward
@@ -34,14 +35,19 @@ _SLOW_EVERY: Final = 10  # connections and pools, in sweeps
 class Plane:
     """`active` are the forwards that run now, for the sweeper and for draining."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, loads: LoadTable) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, loads: LoadTable, asker: Asker | None = None
+    ) -> None:
         self.loop = loop
         self.loads = loads
+        self.asker = asker or Asker(loop, 0, 0)
+        self._changed = asyncio.Event()
         self.active: set[Forward] = set()
         self.servers: list[EdgeServer] = []
         self.chance = random.Random()  # noqa: S311  (spreads ties, guards nothing)
         self.body_idle_timeout = 60.0
         self.unreachable: set[str] = set()  # endpoints that refused, since the last report
+        self.on_unreachable: Callable[[], None] = _nothing
         self._pools: dict[Address, Pool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = b""
@@ -59,6 +65,25 @@ class Plane:
         """Close the idle connections of addresses that are no longer dialled."""
         for address in [a for a in self._pools if a not in addresses]:
             self._pools.pop(address).close_idle()
+
+    def snapshot_changed(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns when the next snapshot is applied, or after the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def refused(self, service_key: str, replica: str) -> None:
+        """An endpoint refused a connection: control hears of it at once, and once a report."""
+        name = f"{service_key}|{replica}"
+        if name not in self.unreachable:
+            self.unreachable.add(name)
+            self.on_unreachable()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run part of an exchange; the plane owns the task and logs what it did not expect."""
@@ -107,3 +132,7 @@ class Plane:
                         pool.close_idle(now - pool.idle_s)
             except Exception:
                 _log.exception("the sweeper met what it did not expect; it goes on")
+
+
+def _nothing() -> None:
+    """Nobody waits for news between reports."""

@@ -19,6 +19,7 @@ from gatewayd.core.messages import (
     Ack,
     Configure,
     Drain,
+    Link,
     Message,
     Publish,
     Ready,
@@ -30,6 +31,7 @@ from gatewayd.net.channel import Channel, ChannelClosedError
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.server import EdgeServer
+from gatewayd.proxy.steering import Asker
 
 _log = logging.getLogger("gatewayd.process")
 _REPORT_S: Final = 1.0
@@ -47,6 +49,9 @@ class Role(Protocol):
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         """Make a snapshot effective; it is acknowledged when this returns."""
+
+    def link(self, slot: int, fd: int) -> None:
+        """A link to the process that holds `slot` now."""
 
     def totals(self) -> dict[str, ServiceTotals]: ...
 
@@ -114,11 +119,15 @@ class DataProcess:
             self._configure = message
             loads = LoadTable.attach(fds[0], message.slots, message.slot)
             loads.clear_row(message.slot)
-            self._plane = Plane(self._loop, loads)
+            asker = Asker(self._loop, message.slot, message.incarnation)
+            self._plane = Plane(self._loop, loads, asker)
+            self._plane.on_unreachable = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout
             self._role.configure(self._plane, message, fds[1:])
         elif isinstance(message, Publish):
             self._publishing.put_nowait((message, fds))
+        elif isinstance(message, Link):
+            self._role.link(message.slot, fds[0])
         elif isinstance(message, Drain):
             self._spawn(self._drain(message.timeout))
         elif isinstance(message, ReopenLogs):
@@ -153,6 +162,11 @@ class DataProcess:
         while not self._channel.closed:
             self._send(self._make_report())
             await asyncio.sleep(_REPORT_S)
+
+    def _report_soon(self) -> None:
+        """A replica refuses: routers are to lose it now, not at the next report."""
+        if self._ready and not self._channel.closed:
+            self._loop.call_soon(lambda: self._send(self._make_report()))
 
     def _make_report(self) -> Report:
         configure, plane = self._configure, self._plane

@@ -15,6 +15,7 @@ from gatewayd.core.snapshot import Target
 from gatewayd.proxy.observe import Meter
 
 if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
 
 _CORS_FIELDS = frozenset(
@@ -32,11 +33,13 @@ _NO_TRAITS = RouterTraits()
 class Live:
     """State of one service in this process that a new snapshot does not touch."""
 
-    __slots__ = ("ejections", "meter", "turn")
+    __slots__ = ("ask_after", "ejections", "meter", "served", "turn")
 
     def __init__(self, meter: Meter) -> None:
+        self.served: Served | None = None  # the newest
         self.meter = meter
         self.ejections = Ejections()
+        self.ask_after = 0.0  # loop time until which its router is not asked
         self.turn = 0
 
 
@@ -47,6 +50,7 @@ class Served:
         "allowed_paths",
         "by_path",
         "cors",
+        "debug_headers",
         "forward_auth",
         "from_bridge",
         "key",
@@ -59,7 +63,12 @@ class Served:
         "refuse_redirects",
         "router",
         "router_lines",
+        "router_strip",
+        "routing_key",
         "service",
+        "steer_body_limit",
+        "steer_paths",
+        "steer_timeout",
         "strip_response",
         "strip_router_response",
         "timeouts",
@@ -78,6 +87,16 @@ class Served:
         self.router = target.upstream.router
         self.traits = target.upstream.traits or _NO_TRAITS
         self.router_lines = b"".join(b"%b: %b\r\n" % h for h in self.traits.request_headers)
+        # What the client must not tell a router: by whole names and by prefixes, as lines begin.
+        names = tuple(name + b":" for name in sorted(self.traits.strip_request))
+        self.router_strip = self.traits.strip_request_prefixes + names
+        steers = self.router is not None and target.upstream.mode == "steer"
+        self.steer_paths = self.traits.steer_paths if steers else frozenset()
+        spec = service.router
+        self.steer_timeout = 0.0 if spec is None else spec.steer_timeout
+        self.steer_body_limit = 0 if spec is None else spec.steer_body_limit
+        self.routing_key = None if spec is None else spec.routing_key_header
+        self.debug_headers = service.debug_headers
         self.timeouts = service.timeouts
         self.max_body_size = service.client_max_body_size
         self.limits = target.limits
@@ -92,7 +111,24 @@ class Served:
         self.strip_response = _CORS_FIELDS if self.cors else frozenset()
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
+        live.served = self
         self.from_bridge = False  # answers tell the edge which replica, and how it failed
+
+    def steers(self, exchange: Exchange) -> bool:
+        """Whether the router is to decide on this request without carrying it."""
+        return (
+            exchange.method == "POST"
+            and not exchange.upgrade
+            and exchange.upstream_target.partition("?")[0] in self.steer_paths
+        )
+
+    def endpoint_now(self, replica: str) -> Endpoint | None:
+        """A replica that takes new requests at this moment, whatever the exchange began with."""
+        newest = self.live.served or self
+        for endpoint in newest.upstream.endpoints:
+            if endpoint.replica == replica:
+                return endpoint
+        return None
 
     def choose(self, plane: Plane, tried: frozenset[str]) -> Endpoint | None:
         """The replica for one attempt; `tried` have failed this request. None without replicas."""

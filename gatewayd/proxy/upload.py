@@ -26,9 +26,23 @@ class BodyTooLargeError(Exception):
 
 
 class RequestBody:
-    """One per forward. `refused` is called when the body cannot be sent to its end."""
+    """One per forward. `refused` is called when the body cannot be sent to its end.
 
-    __slots__ = ("_exchange", "_max_size", "_plane", "_refused", "_replay", "_task", "_whole")
+    `kept` is what has been read of a body that was still arriving, all of it or nothing: it lets
+    the body be sent to somebody else, from its start.
+    """
+
+    __slots__ = (
+        "_exchange",
+        "_keeping",
+        "_max_size",
+        "_plane",
+        "_refused",
+        "_task",
+        "_whole",
+        "kept",
+        "kept_size",
+    )
 
     def __init__(
         self,
@@ -42,8 +56,10 @@ class RequestBody:
         self._max_size = max_size
         self._refused = refused
         self._whole: bytes | None = None  # as the client sent it, when all of it has arrived
-        self._replay: list[bytes] | None = None  # what was read of it, while it is small enough
+        self._keeping = True
         self._task: asyncio.Task[None] | None = None
+        self.kept: list[bytes] = []
+        self.kept_size = 0
 
     def whole(self) -> bytes | None:
         """The body as it goes on the wire when all of it is here (b"" without one), else None.
@@ -55,25 +71,42 @@ class RequestBody:
             return b""
         if self._whole is None:
             payload = exchange.payload
-            if not payload.is_eof():
+            if not payload.is_eof() or not self._keeping:
                 return None
             rest = payload.read_nowait()
             exchange.bytes_in += len(rest)
             if exchange.bytes_in > self._max_size:
                 raise BodyTooLargeError
-            self._whole = b"".join((*(self._replay or ()), rest))
-            self._replay = None
-        if exchange.length > 0:
-            return self._whole
-        if not self._whole:
-            return b"0\r\n\r\n"
-        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._whole), self._whole)
+            self._whole = b"".join((*self.kept, rest)) if self.kept else rest
+            self.kept = []
+        return self.framed(self._whole) + self.trailer if exchange.length < 0 else self._whole
+
+    def framed(self, data: bytes) -> bytes:
+        """A piece of the body as it goes on the wire (RFC 9112, 7.1 for chunks)."""
+        if self._exchange.length > 0 or not data:
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    @property
+    def trailer(self) -> bytes:
+        """What ends the body on the wire."""
+        return b"" if self._exchange.length > 0 else b"0\r\n\r\n"
+
+    async def read(self) -> bytes:
+        """The next piece as the client sent it, b"" at the end. Raises BodyTooLargeError."""
+        exchange = self._exchange
+        data = await exchange.payload.readany()
+        exchange.bytes_in += len(data)
+        if exchange.bytes_in > self._max_size:
+            raise BodyTooLargeError
+        if self._keeping:
+            self.kept.append(data)
+            self.kept_size += len(data)
+        return data
 
     def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
         """Relay a body that is still arriving. `keep` what is sent while that is small."""
-        if keep and not self._exchange.bytes_in:
-            self._replay = []
-        self._task = self._plane.spawn(self._relay(connection))
+        self._task = self._plane.spawn(self._relay(connection, keep=keep))
 
     def stop(self) -> None:
         if self._task is not None:
@@ -82,36 +115,36 @@ class RequestBody:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the whole body is here to be sent (again)."""
-        exchange = self._exchange
-        if not exchange.length or self._whole is not None or not exchange.bytes_in:
-            return True
-        return self._replay is not None and exchange.payload.is_eof()
+        """Whether the body can be sent from its start (again)."""
+        return not self._exchange.length or self._keeping
 
-    async def _relay(self, connection: UpstreamConnection) -> None:
+    async def _relay(self, connection: UpstreamConnection, *, keep: bool) -> None:
         """At most one read is held while the replica is slow; the rest waits in the socket."""
-        exchange = self._exchange
-        payload = exchange.payload
-        chunked = exchange.length < 0
-        exchange.send_continue()
-        while data := await payload.readany():
-            exchange.bytes_in += len(data)
-            if exchange.bytes_in > self._max_size:
-                self._task = None
-                self._refused(replies.BODY_TOO_LARGE)
-                return
-            self._keep(data)
-            connection.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
-            if connection.writing_paused:
-                await connection.drained()
-        if chunked:
-            connection.write(b"0\r\n\r\n")
+        self._exchange.send_continue()
+        for data in self.kept:
+            connection.write(self.framed(data))
+        if not keep:
+            self._forget()
+        if connection.writing_paused:
+            await connection.drained()
+        try:
+            while data := await self.read():
+                if not keep or self.kept_size > _REPLAY_SIZE:
+                    self._forget()
+                connection.write(self.framed(data))
+                if connection.writing_paused:
+                    await connection.drained()
+        except BodyTooLargeError:
+            self._task = None
+            self._refused(replies.BODY_TOO_LARGE)
+            return
+        if self.trailer:
+            connection.write(self.trailer)
         connection.request_done = True
         self._task = None
 
-    def _keep(self, data: bytes) -> None:
-        if self._replay is not None:
-            if self._exchange.bytes_in > _REPLAY_SIZE:
-                self._replay = None
-            else:
-                self._replay.append(data)
+    def _forget(self) -> None:
+        """From here on the body goes one way only."""
+        self._keeping = False
+        self.kept = []
+        self.kept_size = 0

@@ -45,6 +45,9 @@ class WorkerRole:
             for sock in self._sockets:
                 self._listeners.append(await listen(self._plane.loop, server, sock))
 
+    def link(self, slot: int, fd: int) -> None:
+        self._plane.asker.link(fd)
+
     def totals(self) -> dict[str, ServiceTotals]:
         return self._edge.meters.take_changed()
 
@@ -62,6 +65,7 @@ class WorkerRole:
             if self._edge.authority is not None:
                 await self._edge.authority.aclose()
             self._edge.access_log.close()
+            self._plane.asker.close()
 
 
 def main(channel_fd: int) -> int:

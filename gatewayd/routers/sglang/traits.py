@@ -11,8 +11,10 @@ from gatewayd.core.model import RouterSpec, RouterTraits
 
 TOKEN_HEADER: Final = b"x-request-id-gw"  # it passes on any X-Request-Id-*
 
-# These two choose by a key that the client sends; without it they cannot do what they are for.
-_BY_ROUTING_KEY: Final = frozenset({"manual", "consistent_hashing"})
+# Requests that it only hands on. Not /v1/responses and /v1/conversations, whose state it keeps.
+_STEER_PATHS: Final = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/generate", "/v1/embeddings", "/v1/rerank"}
+)
 
 # It adds its own CORS headers and `vary`, overriding the replica's; the edge owns CORS.
 _STRIP_RESPONSE: Final = frozenset(
@@ -32,15 +34,16 @@ _UNSENT: Final = frozenset({b"no_available_workers", b"no_workers", b"server_sel
 def traits(spec: RouterSpec, key: str | None = None) -> RouterTraits:
     """`key` is that of the running router."""
     headers = ((b"authorization", f"Bearer {key}".encode()),) if key is not None else ()
-    by_key = spec.policy in _BY_ROUTING_KEY
     return RouterTraits(
         request_headers=headers,
         # A client's own Authorization would reach the replica beside ours, its X-SMG-* steer.
-        strip_request=frozenset({b"authorization", b"x-smg-target-worker", TOKEN_HEADER}),
-        strip_request_prefixes=() if by_key else (b"x-smg-",),
+        strip_request=frozenset({b"authorization"}),
+        strip_request_prefixes=(b"x-smg-", b"x-request-id-"),
         strip_response=_STRIP_RESPONSE,
         error_header=b"x-smg-error-code",
         unsent_errors=_UNSENT,
         token_header=TOKEN_HEADER,
+        routing_key_header=b"x-smg-routing-key",
+        steer_paths=_STEER_PATHS,
         allowed_paths=("/generate", "/chat/completions", "/v1/"),
     )

@@ -1,0 +1,50 @@
+"""What worker and bridge say about a request that a router only decides on.
+
+Owns: tokens and frames. Does not own: how they travel (net.link), what follows (proxy.steering,
+bridge.claims).
+
+A worker sends the router a request with a token; the port of the bridge where it arrives is the
+decision. The bridge claims the token for the port's replica, keeps the router's request open, and
+finishes it when the worker says that the exchange has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_MARK: Final = b"s"  # a token that asks; a request that goes through carries its id instead
+_CLAIM: Final = b"C"
+_FINISH: Final = b"F"
+
+
+def token(slot: int, incarnation: int, number: int) -> bytes:
+    """Unique among all workers and their successors."""
+    return b"%b%d.%d.%x" % (_MARK, slot, incarnation, number)
+
+
+def asking_slot(value: bytes) -> int | None:
+    """The slot whose worker asks, or None when the value is no such token."""
+    slot, _, rest = value[1:].partition(b".")
+    if value[:1] != _MARK or not slot.isdigit() or not rest:
+        return None
+    return int(slot)
+
+
+def claim(token: bytes, replica: str) -> bytes:
+    return _CLAIM + token + b" " + replica.encode()
+
+
+def read_claim(frame: bytes) -> tuple[bytes, str] | None:
+    """(token, replica id), or None for a frame that is no claim."""
+    if frame[:1] != _CLAIM:
+        return None
+    token, _, replica = frame[1:].partition(b" ")
+    return token, replica.decode()
+
+
+def finish(token: bytes) -> bytes:
+    return _FINISH + token
+
+
+def read_finish(frame: bytes) -> bytes | None:
+    return frame[1:] if frame[:1] == _FINISH else None
