@@ -62,6 +62,7 @@ def convert(
         limits=Limits(**raw.limits.model_dump()),
         drain_timeout=raw.drain_timeout,
         ports=_ports(raw.ports, rules),
+        debug_headers=raw.debug_headers,
         services=convert_services(raw, rules, check_router),
         cloud=tuple((key, value) for key in CLOUD_KEYS if (value := getattr(raw, key)) is not None),
     )

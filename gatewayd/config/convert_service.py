@@ -57,6 +57,9 @@ def convert_services(
                 cors=_cors(table),
                 router=_router(table, raw, loc, rules, check_router),
                 replicas=_replicas(table, loc, rules),
+                debug_headers=(
+                    raw.debug_headers if table.debug_headers is None else table.debug_headers
+                ),
             )
         )
     return tuple(services)
@@ -139,7 +142,15 @@ def convert_router(
         if raw.pd_disaggregation:
             rules.broken((*loc, "pd_disaggregation"), NOT_YET)
         args = tuple((name, _arg(value)) for name, value in raw.args.items() if value is not False)
-        spec = RouterSpec(raw.type, raw.mode, raw.policy, args)
+        spec = RouterSpec(
+            raw.type,
+            raw.mode,
+            raw.policy,
+            args,
+            steer_timeout=raw.steer_timeout,
+            steer_body_limit=raw.steer_body_limit,
+            routing_key_header=raw.routing_key_header,
+        )
     if check_router is not None and rules.known(*loc):
         for message in check_router(spec):
             rules.broken(loc, message)

@@ -62,4 +62,5 @@ class Config:
     drain_timeout: float
     ports: Ports
     services: tuple[Service, ...]
+    debug_headers: bool = False
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown

@@ -83,6 +83,7 @@ def to_tables(config: Config) -> Tables:
         "auth": _auth(config.auth),
         "limits": _limits(config.limits),
         "drain_timeout": format_duration(config.drain_timeout),
+        "debug_headers": config.debug_headers,
         "services": [_service(service) for service in config.services],
         **dict(config.cloud),
     }
@@ -99,7 +100,15 @@ def _router(spec: RouterSpec | None) -> Tables | None:
         name: Secret(value) if value is not None and is_secret_arg(name) else value
         for name, value in spec.args
     }
-    return {"type": spec.type, "mode": spec.mode, "policy": spec.policy, "args": args}
+    return {
+        "type": spec.type,
+        "mode": spec.mode,
+        "policy": spec.policy,
+        "steer_timeout": format_duration(spec.steer_timeout),
+        "steer_body_limit": format_size(spec.steer_body_limit),
+        "routing_key_header": spec.routing_key_header,
+        "args": args,
+    }
 
 
 def _auth(auth: Auth | None) -> Tables | None:
@@ -158,6 +167,7 @@ def _service(service: Service) -> Tables:
         **({} if service.router is not None else {"balance": service.balance}),
         "rate_limits": [_rate_limit(limit) for limit in service.rate_limits],
         "cors": _cors(service.cors),
+        "debug_headers": service.debug_headers,
         "replicas": [_replica(replica) for replica in service.replicas],
     }
 

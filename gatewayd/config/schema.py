@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gatewayd.config.leaf import LIST, ONE_OR_LIST, Leaf, one_of
-from gatewayd.config.numbers import DurationOrZero, Workers
+from gatewayd.config.numbers import Bool, DurationOrZero, Workers
 from gatewayd.config.schema_auth import AuthEntry
 from gatewayd.config.schema_edge import (
     CertificateEntry,
@@ -79,6 +79,8 @@ class GatewayFile(Table):
     limits: LimitsTable = LimitsTable()
     drain_timeout: DurationOrZero = 30.0
     """How long a graceful stop waits for what still runs."""
+    debug_headers: Bool = False
+    """Whether answers name the replica that gave them; a service may say otherwise."""
     services: Annotated[list[ServiceTable], LIST] = Field(default_factory=list)
     backend: Cloud = None
     region: Cloud = None

@@ -23,6 +23,7 @@ from gatewayd.config.leaf import (
 from gatewayd.config.numbers import (
     Bool,
     Count,
+    Duration,
     DurationOrZero,
     OptionalBool,
     OptionalDuration,
@@ -49,11 +50,12 @@ from gatewayd.config.words import (
     SocketPath,
     router_or_null,
 )
-from gatewayd.core.model import Balance, Cors, RouterMode, Service, Timeouts
+from gatewayd.core.model import Balance, Cors, RouterMode, RouterSpec, Service, Timeouts
 
 _TIMEOUTS = Timeouts()
 _CORS = Cors()
 _SERVICE = Service(project="", name="", domains=())
+_ROUTER = RouterSpec("")
 
 
 # --- router ------------------------------------------------------------------------------------
@@ -89,6 +91,12 @@ class RouterTable(Table):
     """`through`: the bytes pass the router; `steer`: it only decides."""
     policy: OptionalText = None
     """One of the router's own policies; its default when null."""
+    steer_timeout: Duration = _ROUTER.steer_timeout
+    """How long a request waits for the router's decision before the gateway takes its own."""
+    steer_body_limit: Size = _ROUTER.steer_body_limit
+    """Larger bodies are not asked about: they go to a replica of the gateway's choice."""
+    routing_key_header: HeaderName | None = None
+    """The client's field that the router's sticky policies go by."""
     pd_disaggregation: Bool = False
     args: Annotated[
         dict[
@@ -273,6 +281,8 @@ class ServiceTable(Table):
         _SERVICE.balance
     )
     """Only without a router."""
+    debug_headers: OptionalBool = None
+    """Answers name their replica in X-Gatewayd-Replica; default: the top's."""
     rate_limits: Annotated[list[RateLimitTable], LIST] = Field(default_factory=list)
     cors: CorsEntry = None
     replicas: Annotated[list[ReplicaEntry], LIST] = Field(default_factory=list)

@@ -39,7 +39,7 @@ class OpsCalls:
         return web.Response(text="ok\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        checks = self._status.checks()
+        checks = await self._status.checks()
         ready = all(check.passed for check in checks)
         lines = ["ready" if ready else "not ready"]
         if "verbose" in request.query:

@@ -88,6 +88,9 @@ class RouterBody(Body):
     type: str
     mode: RouterMode = "auto"
     policy: str | None = None
+    steer_timeout: Annotated[Seconds, Field(gt=0)] = RouterSpec("").steer_timeout
+    steer_body_limit: Bytes = RouterSpec("").steer_body_limit
+    routing_key_header: str | None = None
     pd_disaggregation: bool = False
     args: dict[str, str | int | float | bool | None] = {}
 
@@ -128,6 +131,7 @@ class RegisterServiceBody(Body):
     timeouts: TimeoutsBody | None = None
     balance: Balance = "least_requests"
     cors: CorsBody | Literal["openai"] | None = None
+    debug_headers: bool | None = None
 
 
 class RegisterReplicaBody(Body):
@@ -173,6 +177,7 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         rate_limits=tuple(_rate_limit(limit) for limit in body.rate_limits),
         cors=cors,
         router=_router(body, config),
+        debug_headers=config.debug_headers if body.debug_headers is None else body.debug_headers,
         origin="api",
     )
 
@@ -253,4 +258,12 @@ def _router(body: RegisterServiceBody, config: Config) -> RouterSpec | None:
                 for key, value in router.args.items()
                 if value is not False
             )
-            return RouterSpec(router.type, router.mode, router.policy, args)
+            return RouterSpec(
+                router.type,
+                router.mode,
+                router.policy,
+                args,
+                steer_timeout=router.steer_timeout,
+                steer_body_limit=router.steer_body_limit,
+                routing_key_header=router.routing_key_header,
+            )
