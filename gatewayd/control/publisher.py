@@ -98,6 +98,12 @@ class Publisher:
             p is not None and p.ready and p.acked >= self.version for p in processes
         )
 
+    async def settle(self, timeout: float) -> None:
+        """Give a snapshot that has just been sent the time to be acknowledged."""
+        waits = [process.when_acked(self.version) for process in self._workers.ready()]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout)
+
     def bridge_port(self, service_key: str, replica_id: str) -> int | None:
         """The port that a router may dial for a replica: bound, and acknowledged by the bridge.
 

@@ -26,6 +26,7 @@ from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Service
 
+_SETTLE_S: Final = 1.0
 REPLICA_STATES: Final = ("up", "draining", "unreachable")
 
 
@@ -80,8 +81,9 @@ class Status:
         self._started = time.monotonic()
         self.draining = False
 
-    def checks(self) -> Sequence[Check]:
+    async def checks(self) -> Sequence[Check]:
         """What /readyz wants to hear; ready when all passed."""
+        await self._publisher.settle(_SETTLE_S)
         ready, wanted = len(self._workers.ready()), len(self._workers.slots)
         return (
             Check("accepting", not self.draining, "draining" if self.draining else "yes"),
@@ -100,7 +102,7 @@ class Status:
             "config": config.source or None,
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "ready": all(check.passed for check in self.checks()),
+            "ready": self._publisher.up_to_date() and not self.draining,
             "draining": self.draining,
             "snapshot": self._publisher.version,
             "listeners": self._listeners(),
