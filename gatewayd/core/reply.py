@@ -68,8 +68,9 @@ def head(
     request_id: bytes,
     date: bytes,
     close: bool,
+    lines: bytes = b"",
 ) -> bytes:
-    """The response head of a local reply, ready to be written."""
+    """The response head of a local reply, ready to be written. `lines` are further fields."""
     parts = [status_line(reply.status), b"Date: ", date, b"\r\nX-Request-Id: ", request_id, b"\r\n"]
     if reply.status != 204:
         if size:
@@ -81,7 +82,7 @@ def head(
         parts.append(b"%b: %b\r\n" % (name, value))
     if close:
         parts.append(b"Connection: close\r\n")
-    parts.append(b"\r\n")
+    parts += (lines, b"\r\n")
     return b"".join(parts)
 
 

@@ -134,7 +134,8 @@ class Exchange:
             connection.exchange_ended(self)
             return
         served = self.served
-        accept = b"" if self.head is None else self.head.noted.get(b"accept", b"")
+        noted = {} if self.head is None else self.head.noted
+        accept = noted.get(b"accept", b"")
         as_json = (served is not None and served.openai_errors) or b"json" in accept
         content_type, body = replies.body(reply, as_json=as_json)
         # What still arrives of this request is not worth reading for an answer it cannot change.
@@ -146,6 +147,7 @@ class Exchange:
             request_id=self.request_id,
             date=connection.date(),
             close=self.close,
+            lines=b"" if served is None else served.cors_lines(noted.get(b"origin")),
         )
         if self.method == "HEAD" or reply.status == 204:
             body = b""

@@ -144,26 +144,17 @@ class Served:
             now=plane.loop.time(),
         )
 
+    def cors_lines(self, origin: bytes | None) -> bytes:
+        """What every answer to a browser carries, a refusal too: else its script cannot read it."""
+        return b"" if self.cors is None else response_headers(self.cors, origin)
+
     def __repr__(self) -> str:
         return f"<Served {self.key} [{len(self.upstream.endpoints)} endpoints]>"
 
 
-def preflight_headers(cors: Cors, origin: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
-    """What a preflight (Fetch, 4.8) is answered with; nothing for an origin that may not ask."""
-    allowed = _allowed_origin(cors, origin)
-    if allowed is None:
-        return ((b"Vary", b"Origin"),)
-    fields = [
-        (b"Access-Control-Allow-Origin", allowed),
-        (b"Access-Control-Allow-Methods", ", ".join(cors.methods).encode()),
-        (b"Access-Control-Allow-Headers", ", ".join(cors.headers).encode()),
-        (b"Access-Control-Max-Age", b"%d" % cors.max_age),
-    ]
-    return tuple(fields + _credentials(cors, allowed))
-
-
 def response_headers(cors: Cors, origin: bytes | None) -> bytes:
-    """Lines added to a proxied answer in place of the replica's own."""
+    """Lines of every answer, in place of a replica's own (Fetch, 3.2.3); an origin that may not
+    ask gets none that help it."""
     allowed = _allowed_origin(cors, origin)
     if allowed is None:
         return b"Vary: Origin\r\n"
