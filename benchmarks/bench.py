@@ -42,7 +42,6 @@ class Settings:
     gatewayd: tuple[str, ...]  # how it is called
     nginx: str
     wrk: str
-    router_mode: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Shape:
 
     sockets: tuple[Path, ...]
     large: bool = False  # bodies of 64 MiB: bigger buffers, uploads not held back
-    router: bool = False  # through a router of its own
+    router: str = ""  # behind a router of its own, in this mode
     workers: int = 1
     pinned: bool = True
     plain_log: bool = True  # an access line per request

@@ -6,12 +6,14 @@ Owns: its configuration file, which process has which role. Does not own: the fi
 from __future__ import annotations
 
 import json
+import time
 
-from benchmarks.bench import HOST, Proxy, ask, ask_json, free_port, until
-from benchmarks.processes import BenchError, Process, command, family, memory_kib
+from benchmarks.bench import HOST, Proxy, ask, free_port, until
+from benchmarks.processes import BenchError, Process, command, family
 
 PROJECT = "main"
 SERVICE = "bench"
+_REPORT_S = 1.5  # workers tell control their counts once a second
 
 
 class GatewayProxy(Proxy):
@@ -20,7 +22,7 @@ class GatewayProxy(Proxy):
     def config(self) -> dict[str, object]:
         """The file's content; JSON is YAML."""
         self.admin = free_port()
-        router = {"type": "sglang", "mode": self.bench.settings.router_mode}
+        router = {"type": "sglang", "mode": self.shape.router}
         service = {
             "name": SERVICE,
             "domain": HOST,
@@ -67,20 +69,21 @@ class GatewayProxy(Proxy):
             until("a request through the router", self.process, self._routed, 20.0)
 
     def _routed(self) -> bool:
-        """Whether a request goes by way of the router: until the router knows the replica, the
-        gateway rightly goes past it, and the figure would be another one's."""
-        if self.bench.settings.router_mode == "through":
-            before = self._seen_through_router()
-            self.chat_once()
-            return self._seen_through_router() > before
-        # In the other modes the replica gets the client's own bytes either way.
+        """Whether the router is asked for a request: until it knows the replica, the gateway
+        rightly goes past it, and the figure would be another one's."""
+        before = self.fallbacks()
         self.chat_once()
-        status, text = ask(self.admin, "GET", "/metrics")
-        up = [line for line in text.decode().splitlines() if line.startswith("gatewayd_router_up{")]
-        return status == 200 and any(float(line.split()[-1]) == 1 for line in up)
+        return self.fallbacks() == before
 
-    def _seen_through_router(self) -> int:
-        return int(str(ask_json(self.shape.sockets[0], "/stats")["through_router"]))
+    def fallbacks(self) -> float:
+        """Requests so far that went to a replica because the router could not serve them."""
+        time.sleep(_REPORT_S)
+        status, text = ask(self.admin, "GET", "/metrics")
+        name = f'gatewayd_router_fallbacks_total{{service="{SERVICE}"}} '
+        found = [line for line in text.decode().splitlines() if line.startswith(name)]
+        if status != 200 or len(found) != 1:
+            raise BenchError(f"/metrics ({status}) does not tell {name}")
+        return float(found[0].split()[-1])
 
     def chat_once(self) -> None:
         from benchmarks.load import CHAT
@@ -112,9 +115,6 @@ class GatewayProxy(Proxy):
             if mark in words:
                 return role
         return "other"
-
-    def worker_kib(self) -> int:
-        return max(memory_kib(pid) for pid in self.roles()["worker"])
 
     def stop(self) -> None:
         if self.process is not None:

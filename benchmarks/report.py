@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUBJECT = "gatewayd"
 PEER = "nginx"
+_SATURATED = 0.85
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,22 @@ class Samples:
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)  # of one line, the others stand
+    busy: dict[str, list[float]] = field(default_factory=dict)  # share of its core, by proxy
 
     def add(self, line: str, proxy: str, value: float) -> None:
         self.values.setdefault(line, {}).setdefault(proxy, []).append(value)
+
+    def judge_throughput(self, line: str, *, bounded: bool) -> None:
+        """A proxy's throughput is known only when its core was the limit. Where nginx was not
+        at its own, the ratio flatters the other: no number then for a line with a bound."""
+        shares = {name: statistics.median(rounds) for name, rounds in self.busy.items()}
+        told = "core of the proxy busy: " + ", ".join(f"{n} {s:.0%}" for n, s in shares.items())
+        limited = min(shares.values()) < _SATURATED
+        told += "; where it was not, the load or others on the machine were the limit" * limited
+        self.notes[line] = told
+        if bounded and shares.get(PEER, 1.0) < _SATURATED:
+            self.errors[line] = told
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,12 @@ class Row:
 
 def judge(line: Line, samples: Samples, error: str = "") -> Row:
     bound = line.bound
-    row = Row(line.key, line.title, line.unit, bound=str(bound or ""), error=error)
+    row = Row(line.key, line.title, line.unit, bound=str(bound or ""))
+    row.error = error or samples.errors.get(line.key, "")
     row.note = samples.notes.get(line.key, "")
     values = samples.values.get(line.key, {})
     row.samples = {name: [round(v, 9) for v in rounds] for name, rounds in values.items()}
-    if not error and not values.get(SUBJECT):
+    if not row.error and not values.get(SUBJECT):
         row.error = "not measured"
     if row.error:
         row.ok = False if bound else None

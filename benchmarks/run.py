@@ -52,13 +52,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the figures and exit")
     parser.add_argument("--rounds", type=int, help="of each proxy, in turn (default 5)")
     parser.add_argument("--seconds", type=int, help="of one measurement (default 4)")
-    parser.add_argument("--quick", action="store_true", help="a look of two minutes, not saved")
+    parser.add_argument(
+        "--quick", action="store_true", help="a look of two or three minutes, not saved"
+    )
     parser.add_argument("--streams", type=int, default=200, help="of the event figures")
     parser.add_argument("--connections", type=int, default=64, help="of wrk")
     parser.add_argument("--cores", default="", metavar="P,L", help="core of proxies, core of load")
     parser.add_argument("--nice", type=int, default=0, help="be nice to others on the machine")
     parser.add_argument("--gatewayd", default="", metavar="COMMAND", help="how it is called")
-    parser.add_argument("--router-mode", default="auto", choices=("auto", "through", "steer"))
     parser.add_argument(
         "--stand-in", action="store_true", help="nginx in gatewayd's place, to check the harness"
     )
@@ -98,7 +99,6 @@ def settings_of(args: argparse.Namespace) -> Settings:
         gatewayd=gatewayd_command(args.gatewayd),
         nginx=_which("nginx"),
         wrk=_which("wrk"),
-        router_mode=args.router_mode,
     )
 
 

@@ -55,6 +55,15 @@ def test_a_line_without_samples_is_an_error_and_not_a_pass() -> None:
     assert (row.ok, row.error) == (False, "not measured")
 
 
+@pytest.mark.parametrize(("share", "error"), [(0.97, False), (0.4, True)])
+def test_throughput_below_what_nginx_can_do_is_not_compared(share: float, error: bool) -> None:
+    made = samples([2000], [3000])
+    made.busy = {SUBJECT: [0.99], PEER: [share]}
+    made.judge_throughput("x", bounded=True)
+    row = judge(Line("x", "x", "requests/s", Bound(">=", 0.5)), made)
+    assert (bool(row.error), row.ok) == (error, not error)
+
+
 def run(tmp: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "TMPDIR": str(tmp)}
     return subprocess.run(

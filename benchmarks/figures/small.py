@@ -31,14 +31,16 @@ def _run(
         samples.add(f"{key}-cpu", proxy.name, used(cost, result.requests, "requests"))
         samples.add(f"{key}-rps", proxy.name, result.rps)
         samples.add(f"{key}-p50", proxy.name, result.p50_ms)
-        busy[proxy.name] = cost.cpu_s / cost.wall_s
+        samples.busy.setdefault(proxy.name, []).append(cost.cpu_s / cost.wall_s)
+        idle = sum(spent for role, spent in cost.by_role.items() if role in proxy.IDLE)
+        aside[proxy.name] = idle / result.requests * 1e6
 
-    busy: dict[str, float] = {}
+    aside: dict[str, float] = {}
     with bench.replica() as path_, bench.proxies(Shape((path_,))) as proxies:
         bench.in_turn(proxies, once)
-    share = ", ".join(f"{name} {part:.0%}" for name, part in busy.items())
-    idle = "; the load, not the proxy, was the limit" if min(busy.values()) < 0.85 else ""
-    samples.notes[f"{key}-rps"] = f"core of the proxy busy: {share}{idle}"
+    samples.judge_throughput(f"{key}-rps", bounded=key == "get")
+    parts = ", ".join(f"{name} {part:.1f} µs" for name, part in aside.items())
+    samples.notes[f"{key}-cpu"] = f"of it by control or master: {parts}"
 
 
 def _figure(
