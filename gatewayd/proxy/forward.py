@@ -1,8 +1,8 @@
-"""One exchange's way upstream: the attempt loop, both body streams, and every way it can end.
+"""One exchange's attempts upstream, both body streams, and every way it can end.
 
-Owns: choosing an endpoint, sending, repeating, relaying, deadlines of the hop, accounting of
-requests in flight. Does not own: admission (handler), framing of answers (net.upstream),
-whether a repeat is allowed (core.retry).
+Owns: connecting, sending, relaying, deadlines of the hop, accounting of requests in flight.
+Does not own: admission (handler), framing of answers (net.upstream), where an attempt goes and
+what follows when it fails (course).
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Final
 from gatewayd.core import reply as replies
 from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
-from gatewayd.core.retry import Fail, Failure, Sent, decide, is_idempotent
+from gatewayd.core.retry import Failure, Sent, is_idempotent
 from gatewayd.net.pool import ConnectFailedError, Pool
 from gatewayd.net.upstream import UpstreamConnection
+from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head
 from gatewayd.proxy.plane import POOL_IDLE_S
-from gatewayd.proxy.router_word import hear
-from gatewayd.proxy.steering import Steering
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
@@ -40,21 +39,17 @@ class Forward:
 
     __slots__ = (
         "_body",
-        "_chosen",
         "_connecting",
         "_connection",
+        "_course",
         "_deadlines",
-        "_direct",
         "_endpoint",
         "_exchange",
         "_failure",
-        "_fresh",
         "_over",
         "_plane",
         "_responding",
         "_served",
-        "_steering",
-        "_tried",
     )
 
     def __init__(self, plane: Plane, exchange: Exchange, served: Served) -> None:
@@ -64,15 +59,11 @@ class Forward:
         self._endpoint: Endpoint | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._tried: frozenset[str] = frozenset()
-        self._direct = served.router is None
-        self._fresh = False  # the next attempt must not trust a pooled connection
-        self._steering: Steering | None = None
-        self._chosen: Endpoint | None = None  # by the router, for the next attempt
         self._over = False
         self._responding = False
         self._failure = ""  # of the last attempt
         self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
+        self._course = Course(plane, exchange, served, self._body, self._attempt)
         self._deadlines = Deadlines(served.timeouts, plane.body_idle_timeout, now=plane.loop.time())
         exchange.running = self
 
@@ -81,26 +72,12 @@ class Forward:
 
     def start(self) -> None:
         self._plane.active.add(self)
-        served = self._served
-        if served.steer_paths and served.steers(self._exchange):
-            self._direct = True
-            self._steering = Steering(
-                self._plane, self._exchange, served, self._body, self._decided
-            )
-            self._steering.ask()
-        else:
-            self._attempt()
-
-    def _decided(self, endpoint: Endpoint | None) -> None:
-        """The router has chosen, or could not: then the choice is ours."""
-        self._chosen = endpoint
-        self._exchange.via = "fallback" if endpoint is None else "steered"
-        self._attempt()
+        self._course.begin()
 
     # --- attempts
 
     def _attempt(self) -> None:
-        endpoint = self._choose()
+        endpoint = self._course.choose()
         exchange = self._exchange
         if endpoint is None:
             self._answer(replies.NO_REPLICA)
@@ -115,24 +92,12 @@ class Forward:
         # the rest only where the peer is known to keep idle connections for long.
         fresh_enough = POOL_IDLE_S if is_idempotent(exchange.method) else endpoint.reuse_s
         connection = None
-        if fresh_enough and not self._fresh:
+        if fresh_enough and not self._course.fresh:
             connection = pool.take(plane.loop.time() - max(fresh_enough, endpoint.reuse_s))
         if connection is None:
             self._connecting = plane.spawn(self._connect(pool))
         else:
             self._send(connection)
-
-    def _choose(self) -> Endpoint | None:
-        exchange = self._exchange
-        if not self._direct:
-            exchange.via = "through"
-            return self._served.router
-        if self._chosen is not None:
-            chosen, self._chosen = self._chosen, None
-            return chosen
-        if exchange.via == "-":
-            exchange.via = "direct"
-        return self._served.choose(self._plane, self._tried)
 
     async def _connect(self, pool: Pool) -> None:
         try:
@@ -165,11 +130,11 @@ class Forward:
             head + body if body and len(body) <= _JOIN_SIZE else head,
             is_head=exchange.method == "HEAD",
             wants_upgrade=bool(exchange.upgrade),
-            strip=served.strip_response if self._direct else served.strip_router_response,
+            strip=served.strip_router_response if self._course.to_router else served.strip_response,
         )
         if body is None:
             # A router's refusal can still be repaired by sending the body past it.
-            self._body.send(connection, keep=not self._direct)
+            self._body.send(connection, keep=self._course.to_router)
         else:
             if len(body) > _JOIN_SIZE:
                 connection.write(body)
@@ -190,8 +155,13 @@ class Forward:
         served = self._served
         head = connection.head
         status = connection.status
-        if not self._direct:
-            if self._router_failed(connection):
+        if self._course.to_router:
+            verdict = self._course.judge(connection)
+            if verdict is not None:
+                connection.abort()
+                self._put_away()
+                if (reply := verdict()) is not None:
+                    self._answer(reply)
                 return _nowhere
         elif served.refuse_redirects and 300 <= status < 400 and status != 304:
             # The router would follow it anywhere, with the client's body.
@@ -235,91 +205,26 @@ class Forward:
             self._cut("upstream")
             return
         sent = Sent.ALL if connection.request_done else Sent.SOME
-        self._connection = None
         self._attempt_failed(failure, sent, reused=connection.reused)
 
     def _drop_attempt(self, connection: UpstreamConnection, failure: Failure) -> None:
         connection.abort()
-        self._connection = None
         self._attempt_failed(failure, Sent.ALL, reused=False)
 
-    # --- failures
-
     def _attempt_failed(self, failure: Failure, sent: Sent, *, reused: bool) -> None:
-        exchange = self._exchange
         endpoint = self._endpoint
         assert endpoint is not None
-        self._body.stop()
-        self._release()
-        served = self._served
         self._failure = failure.kind
-        served.meter.upstream_error(endpoint.replica, failure.kind)
-        if not self._direct:
-            if sent is Sent.NOTHING:
-                self._fall_back()
-            else:
-                self._answer(_reply_of(failure))
-            return
-        if failure is Failure.CONNECT:
-            self._plane.refused(served.key, endpoint.replica)
-        if not reused:
-            served.live.ejections.failed(
-                endpoint.id, self._plane.loop.time(), refused=failure is Failure.CONNECT
-            )
-        decision = decide(
-            attempt=exchange.attempts,
-            failure=failure,
-            sent=sent,
-            idempotent=is_idempotent(exchange.method),
-            reused=reused,
-            endpoints=len(served.upstream.endpoints),
-        )
-        if isinstance(decision, Fail) or not self._body.repeatable:
-            self._answer(_reply_of(failure))
-            return
-        served.meter.retried()
-        self._fresh = decision.fresh
-        if decision.avoid_endpoint:
-            self._tried |= {endpoint.id}
-        if exchange.via == "steered" and self._steering is not None and sent is Sent.NOTHING:
-            self._steering.ask_again(endpoint.id)
-        else:
-            self._attempt()
+        self._put_away()
+        reply = self._course.failed(endpoint, failure, sent, reused=reused)
+        if reply is not None:
+            self._answer(reply)
 
-    def _fall_back(self) -> None:
-        """The router could not serve the request and no replica has seen it: go past it."""
-        self._served.meter.fell_back()
-        self._exchange.via = "fallback"
-        self._direct = True
-        self._exchange.attempts = 0
-        if self._body.repeatable:
-            self._attempt()
-        else:
-            self._answer(replies.UPSTREAM_ERROR)
-
-    def _router_failed(self, connection: UpstreamConnection) -> bool:
-        """Whether the answer is one that the router, or the bridge behind it, made for want of a
-        replica; then the exchange has gone on elsewhere or ended."""
-        exchange = self._exchange
-        said = hear(connection, self._served.traits)
-        if said.replica:
-            exchange.replica = said.replica
-        if said.failure is None:
-            return False
-        failure = said.failure
-        connection.abort()
+    def _put_away(self) -> None:
+        """An attempt is over, the exchange is not."""
         self._connection = None
         self._body.stop()
         self._release()
-        self._served.meter.upstream_error(exchange.replica, failure.kind)
-        if failure.unsent:
-            if said.replica:
-                self._tried |= {said.replica}
-            self._fall_back()
-        else:
-            timed_out = connection.status == 504
-            self._answer(replies.UPSTREAM_TIMEOUT if timed_out else replies.UPSTREAM_ERROR)
-        return True
 
     # --- endings
 
@@ -363,8 +268,7 @@ class Forward:
     def _leave(self) -> None:
         self._over = True
         self._plane.active.discard(self)
-        if self._steering is not None:
-            self._steering.close()
+        self._course.close()
         self._body.stop()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -412,8 +316,7 @@ class Forward:
     # --- deadlines
 
     def sweep(self, now: float) -> None:
-        if self._steering is not None:
-            self._steering.sweep(now)
+        self._course.sweep(now)
         connection = self._connection
         if connection is None or self._over:
             return  # connecting is bounded by its own timeout
@@ -440,11 +343,6 @@ class Forward:
         self._exchange.bytes_out = connection.received
         self._exchange.closed_by = "upstream"
         self._finish()
-
-
-def _reply_of(failure: Failure) -> LocalReply:
-    timed_out = failure in (Failure.TIMEOUT_CONNECT, Failure.TIMEOUT_FIRST_BYTE)
-    return replies.UPSTREAM_TIMEOUT if timed_out else replies.UPSTREAM_ERROR
 
 
 def _nowhere(data: bytes) -> None:
