@@ -15,7 +15,15 @@ FULL = """
 name: g
 project: p
 domain: example.com
-router: {type: r, mode: steer, policy: x, args: {a: 0.5, b: null, on-off: "off"}}
+router:
+  type: r
+  mode: steer
+  policy: x
+  steer_timeout: 250ms
+  steer_body_limit: 64KiB
+  routing_key_header: X-Session
+  args: {a: 0.5, b: null, on-off: "off"}
+debug_headers: true
 backend: aws
 public_ip: true
 tags: {a: b}
@@ -117,7 +125,8 @@ services:
         ("    rate", "    domain: [x.y, z]\n    rate", ["services.llama.domain: [llama.d] -> "
          "[x.y, z]"]),
         ("    rate", "    router: r\n    rate", [
-            "services.llama.router: null -> {type: r, mode: auto, policy: null, steer_timeout: 2s, steer_body_limit: 1MiB, routing_key_header: null, args: {}}",
+            "services.llama.router: null -> {type: r, mode: auto, policy: null, steer_timeout: 2s, "
+            "steer_body_limit: 1MiB, routing_key_header: null, args: {}}",
             "services.llama.balance: least_requests -> (nothing)",
         ]),
         ("domain: d", "domain: e", ["domain: d -> e", "services.llama.domain: [llama.d] -> "
