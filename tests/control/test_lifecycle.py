@@ -1,0 +1,362 @@
+"""`gatewayd run` as its supervisor sees it: start, signals, deaths, a second one, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import pytest
+from fake_engine import FakeEngine
+from plant import until
+
+FILE = """
+domain: example.com
+listen: {{http: "{http}", admin: "unix:{home}/admin.sock"}}
+workers: 2
+state_dir: {home}/state
+drain_timeout: 5s
+log: {{access: {home}/access.log}}
+services:
+  - name: llama
+    domain: [llama.example.com, 127.0.0.1]
+    replicas: [{{id: a, socket: {home}/a.sock}}]
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gw") as folder:
+        yield Path(folder)
+
+
+class Run:
+    """One `gatewayd run` and what it left; `text` is its standard error so far."""
+
+    def __init__(self, home: Path, *, http: str = "127.0.0.1:0", text: str = FILE) -> None:
+        self.home = home
+        self.file = home / "gateway.yaml"
+        self.file.write_text(text.format(home=home, http=http))
+        self.stderr = home / f"stderr.{os.urandom(4).hex()}"
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.stderr.read_text() if self.stderr.exists() else ""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self.popen is not None
+        return self.popen
+
+    def spawn(self, **environ: str) -> Self:
+        with self.stderr.open("wb") as stderr:
+            self.popen = subprocess.Popen(
+                (sys.executable, "-m", "gatewayd", "run", "-c", str(self.file)),
+                stderr=stderr,
+                env=os.environ | environ,
+            )
+        return self
+
+    async def ready(self) -> Self:
+        await until(lambda: " ready: http " in self.text or self.process.poll() is not None)
+        assert " ready: http " in self.text, self.text
+        return self
+
+    @property
+    def address(self) -> str:
+        return self.text.partition(" ready: http ")[2].partition(",")[0]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    async def exit_code(self, timeout: float = 30.0) -> int:
+        await until(lambda: self.process.poll() is not None, self.text, timeout)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def status(self) -> dict[str, Any]:
+        connector = aiohttp.UnixConnector(str(self.home / "admin.sock"))
+        async with (
+            aiohttp.ClientSession(connector=connector) as client,
+            client.get("http://admin/api/status") as response,
+        ):
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+    async def until_status(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition(await self.status()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    def recorded(self) -> list[int]:
+        """The pids of the data plane."""
+        return [p["pid"] for p in json.loads((self.home / "state" / "workers.json").read_text())]
+
+    def destroy(self) -> None:
+        pids = [self.process.pid] if self.process.poll() is None else []
+        with contextlib.suppress(FileNotFoundError):
+            pids += self.recorded()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(home: Path) -> Iterator[MakeRun]:
+    runs: list[Run] = []
+
+    def make(**options: Any) -> Run:
+        runs.append(Run(home, **options))
+        return runs[-1]
+
+    yield make
+    for run in reversed(runs):
+        if run.popen is not None:
+            run.destroy()
+
+
+@pytest.fixture
+async def engine(home: Path) -> AsyncIterator[FakeEngine]:
+    async with FakeEngine("a", home / "a.sock") as engine:
+        yield engine
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        yield session
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+BODY = {
+    "model": "m",
+    "stream": True,
+    "max_tokens": 40,
+    "messages": [{"role": "user", "content": "x"}],
+}
+
+
+async def streamed(client: aiohttp.ClientSession, url: str) -> str:
+    async with client.post(f"{url}/v1/chat/completions", json=BODY) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+async def test_it_says_where_it_listens_and_leaves_nothing(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession, home: Path
+) -> None:
+    run = await make_run().spawn().ready()
+    assert "2 workers, 1 services, 1 replicas" in run.text
+    async with client.get(f"{run.url}/v1/models") as response:
+        assert response.status == 200
+    pids = run.recorded()
+    assert len(pids) == 2
+    run.send(signal.SIGTERM)
+    assert await run.exit_code() == 0
+    assert not any(alive(pid) for pid in pids)
+    assert not (home / "admin.sock").exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(run.address.rpartition(":")[2])), timeout=5)
+
+
+async def test_what_runs_ends_whole_after_sigterm(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession, home: Path
+) -> None:
+    run = await make_run().spawn().ready()
+    engine.gap_s = 0.02
+    stream = asyncio.create_task(streamed(client, run.url))
+    await until(lambda: engine.running == 1)
+    run.send(signal.SIGTERM)
+    await until(lambda: "draining for at most 5 s" in run.text)
+    admin = http.client.HTTPConnection("localhost")
+    admin.sock = socket.socket(socket.AF_UNIX)
+    admin.sock.connect(str(home / "admin.sock"))
+    admin.request("GET", "/readyz")
+    assert admin.getresponse().status == 503
+    admin.close()
+    assert (await stream).rstrip().endswith("data: [DONE]")
+    assert await run.exit_code() == 0
+
+
+async def test_a_second_signal_stops_now(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession
+) -> None:
+    run = await make_run().spawn().ready()
+    engine.gate.clear()
+    stream = asyncio.create_task(streamed(client, run.url))
+    await until(lambda: engine.running == 1)
+    run.send(signal.SIGINT)
+    await until(lambda: "draining" in run.text)
+    assert run.process.poll() is None
+    run.send(signal.SIGINT)
+    assert await run.exit_code(4.5) == 0
+    with pytest.raises(aiohttp.ClientError):
+        await stream
+
+
+async def test_no_connection_is_refused_while_a_worker_is_replaced(
+    make_run: MakeRun, engine: FakeEngine
+) -> None:
+    run = await make_run().spawn().ready()
+    host, _, port = run.address.rpartition(":")
+    stop = asyncio.Event()
+    answered: list[float] = []
+
+    async def ask() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):  # it was on the worker that died
+                if (await reader.read()).startswith(b"HTTP/1.1 200"):
+                    answered.append(time.monotonic() - began)
+            writer.close()
+
+    askers = [asyncio.create_task(ask()) for _ in range(4)]
+    await until(lambda: len(answered) > 20)
+    for slot in (0, 1):
+        before = (await run.status())["workers"][slot]
+        os.kill(before["pid"], signal.SIGKILL)
+        await until(lambda: run.text.count("was killed by SIGKILL") > slot)  # noqa: B023
+        await run.until_status(lambda s, slot=slot: s["workers"][slot]["state"] == "ready")
+    enough = len(answered) + 20
+    await until(lambda: len(answered) > enough)
+    stop.set()
+    await asyncio.gather(*askers)  # a refused connection would be raised here
+    assert [w["restarts"] for w in (await run.status())["workers"]] == [1, 1]
+
+
+async def test_a_hung_worker_is_replaced(make_run: MakeRun, engine: FakeEngine) -> None:
+    run = await make_run().spawn().ready()
+    pid = (await run.status())["workers"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: "has been silent for 3 s" in run.text)
+    await run.until_status(lambda status: status["ready"])
+    assert not alive(pid)
+
+
+async def test_a_second_gatewayd_on_the_same_state_names_the_first(make_run: MakeRun) -> None:
+    first = await make_run().spawn().ready()
+    second = make_run().spawn()
+    assert await second.exit_code() == 1
+    assert f"in use by another gatewayd (pid {first.process.pid})" in second.text
+    assert first.process.poll() is None
+    assert (await first.status())["ready"]
+
+
+async def test_a_port_in_use_is_named(make_run: MakeRun, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = make_run(http=f"127.0.0.1:{port}").spawn()
+        assert await run.exit_code() == 1
+    assert f"127.0.0.1:{port}: address already in use by another process" in run.text
+    assert run.text.count("\n") == 1
+    assert not (home / "admin.sock").exists()
+
+
+async def test_a_port_of_another_gatewayd_is_in_use_too(make_run: MakeRun, home: Path) -> None:
+    first = await make_run().spawn().ready()
+    text = FILE.replace("{home}/state", "{home}/other").replace("admin.sock", "other.sock")
+    second = make_run(http=first.address, text=text).spawn()
+    assert await second.exit_code() == 1
+    assert "already in use" in second.text
+
+
+async def test_a_bad_file_is_exit_2_with_every_fault(make_run: MakeRun, home: Path) -> None:
+    run = make_run(text="lissten: 1\nworkers: many\n").spawn()
+    assert await run.exit_code() == 2
+    assert [line.partition(": ")[0] for line in run.text.splitlines()] == [
+        f"{home}/gateway.yaml:1",
+        f"{home}/gateway.yaml:2",
+    ]
+
+
+async def test_workers_serve_on_without_control_and_a_new_one_takes_over(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession
+) -> None:
+    first = await make_run().spawn().ready()
+    old = first.recorded()
+    engine.gap_s = 0.05
+    stream = asyncio.create_task(streamed(client, first.url))
+    await until(lambda: engine.running == 1)
+    first.process.kill()
+    assert await first.exit_code() == -signal.SIGKILL
+    async with client.get(f"{first.url}/v1/models") as response:
+        assert response.status == 200
+    second = await make_run(http=first.address).spawn().ready()
+    assert second.address == first.address
+    assert (await stream).rstrip().endswith("data: [DONE]")  # an old worker finished it
+    await until(lambda: not any(alive(pid) for pid in old))
+    assert not set(second.recorded()) & set(old)
+    async with client.get(f"{second.url}/v1/models") as response:
+        assert response.status == 200
+    second.send(signal.SIGTERM)
+    assert await second.exit_code() == 0
+
+
+async def test_sighup_reloads_and_sigusr1_reopens(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession, home: Path
+) -> None:
+    run = await make_run().spawn().ready()
+    run.file.write_text(run.file.read_text() + "    model: tiny\n")
+    run.send(signal.SIGHUP)
+    await until(lambda: "reload: services.llama.model: null -> tiny" in run.text)
+    assert (await run.status())["services"][0]["model"] == "tiny"
+    async with client.get(f"{run.url}/v1/models"):
+        pass
+    await until(lambda: "/v1/models" in (home / "access.log").read_text())
+    (home / "access.log").rename(home / "access.log.1")
+    run.send(signal.SIGUSR1)
+    await until((home / "access.log").exists)
+
+
+async def test_a_socket_of_systemd_is_served(
+    make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession, home: Path
+) -> None:
+    run = make_run(http="fd:web")
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        # As systemd does: the descriptor is 3, and the pid is that of the program to come.
+        wrapper = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web'); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'gatewayd', 'run', '-c', sys.argv[2]])"
+        )
+        with run.stderr.open("wb") as stderr:
+            run.popen = subprocess.Popen(  # noqa: ASYNC220 - a supervisor's child, not ours to await
+                (sys.executable, "-c", wrapper, str(given.fileno()), str(run.file)),
+                stderr=stderr,
+                pass_fds=(given.fileno(),),
+            )
+    await run.ready()
+    async with client.get(f"http://127.0.0.1:{port}/v1/models") as response:
+        assert response.status == 200
+    run.send(signal.SIGTERM)
+    assert await run.exit_code() == 0
