@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.processes import BenchError, Cost, Meter, Process, memory_kib
+from benchmarks.processes import (
+    SHIELD,
+    BenchError,
+    Cost,
+    Meter,
+    Process,
+    memory_kib,
+    running,
+)
 
 HERE = Path(__file__).resolve().parent
 HOST = "bench.test"
@@ -115,7 +123,10 @@ class Bench:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        with SHIELD:
+            for process in reversed(running[:]):  # what an interrupt left between two blocks
+                process.stop()
+            self._stack.close()
 
     def scratch(self, name: str) -> Path:
         self._serial += 1

@@ -25,6 +25,34 @@ class BenchError(Exception):
     """The figure cannot be given: something died, refused or answered wrongly."""
 
 
+class Shield:
+    """Interrupts wait while a process is being started or stopped: one that came between the
+    fork and the note of it would leave that process behind."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._pending = False
+
+    def on_signal(self, *_: object) -> None:
+        if self._depth:
+            self._pending = True
+        else:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._pending and not self._depth:
+            self._pending = False
+            raise KeyboardInterrupt
+
+
+SHIELD = Shield()
+running: list[Process] = []  # started and not yet stopped, in this order
+
+
 def clean_environment() -> dict[str, str]:
     """No proxy variables and no way to a model hub: a router honours both."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
@@ -48,7 +76,7 @@ class Process:
         self.log = log
         self.started = time.monotonic()
         on = ",".join(str(core) for core in cores)
-        with log.open("ab") as errors:
+        with SHIELD, log.open("ab") as errors:
             # The two prefixes replace themselves by the command, so it is our child. In their
             # place a function between fork and exec would lose an interrupt now and then.
             self._child = subprocess.Popen(
@@ -60,7 +88,8 @@ class Process:
                 cwd=log.parent,
                 start_new_session=True,  # an interrupt reaches us, and we end the children in order
             )
-        self.pid = self._child.pid
+            self.pid = self._child.pid
+            running.append(self)
 
     @property
     def alive(self) -> bool:
@@ -98,6 +127,12 @@ class Process:
 
     def stop(self, timeout: float = 5.0) -> None:
         """SIGTERM to it, SIGKILL after `timeout`; descendants that outlive it are killed too."""
+        with SHIELD:
+            self._stop(timeout)
+            if self in running:
+                running.remove(self)
+
+    def _stop(self, timeout: float) -> None:
         births = {pid: birth(pid) for pid in family(self.pid)} if self.alive else {}
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:

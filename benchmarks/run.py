@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # `python benchmarks/run.py` puts only this folde
 
 from benchmarks.bench import Bench, Settings  # noqa: E402
 from benchmarks.figures import ALL  # noqa: E402
-from benchmarks.processes import BenchError  # noqa: E402
+from benchmarks.processes import SHIELD, BenchError  # noqa: E402
 from benchmarks.report import (  # noqa: E402
     SUBJECT,
     Figure,
@@ -148,7 +148,8 @@ def main() -> int:
     except BenchError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, SHIELD.on_signal)
     os.nice(args.nice)
     raise_descriptor_limit()
     os.sched_setaffinity(0, {settings.load_core})
