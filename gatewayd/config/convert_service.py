@@ -28,19 +28,21 @@ def convert_services(
     raw: GatewayFile, rules: Rules, check_router: CheckRouter | None
 ) -> tuple[Service, ...]:
     services: list[Service] = []
-    owners: dict[str, str] = {}  # domain -> path of the service that has it
+    names: dict[str, Loc] = {}
+    owners: dict[str, Loc] = {}  # domain -> the service that has it
     for i, table in enumerate(raw.services):
         loc: Loc = ("services", i)
-        for earlier, service in enumerate(services):
-            if service.name == table.name:
-                there = rules.path("services", earlier)
-                rules.broken((*loc, "name"), f"`{table.name}` is also the name of {there}")
+        if table.name in names:
+            there = rules.path(*names[table.name])
+            rules.broken((*loc, "name"), f"`{table.name}` is also the name of {there}")
+        names.setdefault(table.name, loc)
         domains = _domains(table, raw.domain, loc, rules)
         for domain in domains:
             if domain in owners:
                 at = (*loc, "domain") if table.domain else loc
-                rules.broken(at, f"the domain `{domain}` is also that of {owners[domain]}")
-            owners.setdefault(domain, rules.path(*loc))
+                there = rules.path(*owners[domain])
+                rules.broken(at, f"the domain `{domain}` is also that of {there}")
+            owners.setdefault(domain, loc)
         services.append(
             Service(
                 project=raw.project,
@@ -186,8 +188,8 @@ def _router(
 
 def _replicas(table: ServiceTable, loc: Loc, rules: Rules) -> tuple[Replica, ...]:
     replicas: list[Replica] = []
-    ids: dict[str, str] = {}
-    addresses: dict[Address, str] = {}
+    ids: dict[str, Loc] = {}
+    addresses: dict[Address, Loc] = {}
     for i, raw in enumerate(table.replicas):
         at: Loc = (*loc, "replicas", i)
         if isinstance(raw, ReplicaTable):
@@ -200,11 +202,10 @@ def _replicas(table: ServiceTable, loc: Loc, rules: Rules) -> tuple[Replica, ...
             continue
         name = given or replica_id(address)
         if address in addresses:
-            rules.broken(at, f"{address} is also {addresses[address]}")
+            rules.broken(at, f"{address} is also {rules.path(*addresses[address])}")
         elif name in ids:
-            rules.broken(at, f"the id `{name}` is also that of {ids[name]}")
-        here = rules.path(*at)
-        ids.setdefault(name, here)
-        addresses.setdefault(address, here)
+            rules.broken(at, f"the id `{name}` is also that of {rules.path(*ids[name])}")
+        ids.setdefault(name, at)
+        addresses.setdefault(address, at)
         replicas.append(Replica(name, address))
     return tuple(replicas)
