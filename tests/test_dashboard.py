@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+from gatewayd.control.metrics import Exposition
+from gatewayd.control.status import RouterSample, Sample
+from gatewayd.core.messages import ServiceTotals
+
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "configs/compose"
 DASHBOARD = json.loads((ROOT / "configs/grafana/gatewayd.json").read_text())
 
-# docs/configuration.md, "Metrics". A histogram also has _bucket, _sum and _count.
+# What operators rely on. A histogram also has _bucket, _sum and _count.
 COUNTERS_AND_GAUGES = {
     "gatewayd_requests_total": {"service", "code"},
     "gatewayd_requests_in_flight": {"service", "replica"},
@@ -63,6 +67,28 @@ def test_every_metric_is_ours_and_every_one_is_shown() -> None:
     assert used <= set(LABELS)
     assert set(COUNTERS_AND_GAUGES) <= used
     assert {f"{name}_bucket" for name in HISTOGRAMS} <= used
+
+
+async def test_the_gateway_exports_them_with_these_labels() -> None:
+    totals = ServiceTotals(
+        codes={200: 1}, rejections={"auth": 1}, upstream_errors={("a", "connect"): 1}
+    )
+    sample = Sample(
+        totals={"llm": totals},
+        in_flight=[("llm", "a", 1)],
+        replicas={"llm": {"up": 1}},
+        routers={"llm": RouterSample(up=True, restarts=0)},
+        workers=1,
+        worker_restarts=0,
+        connections=1,
+        reloads={"ok": 1},
+    )
+    text = (await Exposition(lambda: sample).render()).decode()
+    exported: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(gatewayd_\w+)(?:\{([^}]*)\})? ", text, re.MULTILINE):
+        exported[name] = set(re.findall(r"(\w+)=", labels))
+    without_certificates = {name for name in LABELS if "certificate" not in name}
+    assert exported == {name: LABELS[name] for name in without_certificates}
 
 
 @pytest.mark.parametrize(
