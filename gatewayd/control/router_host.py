@@ -42,8 +42,8 @@ class Pace:
 
 
 class RouterHost:
-    """A service's router. `on_change()` is called whenever `endpoint` comes, changes or goes;
-    while it is None the service's requests go straight to its replicas."""
+    """A service's router. `on_change()` is called whenever `endpoint` or `serving` changes; without
+    either the service's requests go straight to its replicas."""
 
     def __init__(
         self,
@@ -133,6 +133,11 @@ class RouterHost:
         return self._router.endpoint if self._up else None
 
     @property
+    def serving(self) -> bool:
+        """Whether it has a target to send to."""
+        return bool(self._last.serving)
+
+    @property
     def metrics_address(self) -> TcpAddress | None:
         return self._router.metrics_address
 
@@ -214,12 +219,13 @@ class RouterHost:
         if run != self._run or not self._answers:
             return 0.0  # it died under the pass; what was seen is of no use
         self._say_fault(None)
+        served = self.serving
         self._last, self._passed = state, wish
         wanted = {target.id for target in self._targets}
         self._urls = {
             id_: url for id_, url in self._urls.items() if id_ in wanted or url in state.present
         }
-        self._see_whether_up(state)
+        self._see_whether_up(state, served)
         self._broadcast()
         if state.settled:
             self._polls = 0
@@ -228,11 +234,13 @@ class RouterHost:
         first, most = self._pace.settle_poll
         return min(most, first * 1.5 ** min(self._polls, 20))
 
-    def _see_whether_up(self, state: SyncState) -> None:
-        """A router that came back is used as soon as it has a target to send to."""
+    def _see_whether_up(self, state: SyncState, served: bool) -> None:
+        """A router that came back is up as soon as it has a target to send to. `served`: it had
+        one before this pass."""
         waited = asyncio.get_running_loop().time() - self._since >= self._pace.first_targets
-        if not self._up and (state.serving or not self._targets or waited):
-            self._up = True
+        came = not self._up and bool(state.serving or not self._targets or waited)
+        self._up = self._up or came
+        if came or (self._up and served != self.serving):
             self._on_change()
 
     def _say_fault(self, fault: str | None) -> None:

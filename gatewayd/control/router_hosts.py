@@ -70,7 +70,8 @@ class RouterHosts:
         entry = self._entries.get(service_key)
         if entry is None:
             return None
-        address = entry.host.endpoint
+        # Without a target it would refuse, and each request would have gone there in vain.
+        address = entry.host.endpoint if entry.host.serving else None
         endpoint_id = ""
         if address is not None:
             # Another port is another endpoint: what workers know of the old one is of no use.
