@@ -6,25 +6,40 @@ Owns: their exit codes and their lines. Does not own: the gateway (control), the
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
 
 import gatewayd
 from gatewayd.cli import EXIT_OK, EXIT_USAGE, complain
 
+if TYPE_CHECKING:
+    from gatewayd.control.spawn import Spawned
+
 
 def run(options: argparse.Namespace) -> int:
+    from gatewayd.control import spawn
+
+    path = os.path.abspath(options.config)  # a reload must find it again
+    # Before anything else is imported, so that control's and the workers' imports overlap.
+    ahead = spawn.ahead(path)
+    try:
+        return _run(path, ahead)
+    finally:
+        for spawned in ahead:
+            spawned.discard()
+
+
+def _run(path: str, ahead: list[Spawned]) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
     from gatewayd.control import eventlog
     from gatewayd.control.control import serve
     from gatewayd.control.router_check import check_router
 
-    path = os.path.abspath(options.config)  # a reload must find it again
     load = functools.partial(load_config, path, os.environ, check_router=check_router)
     try:
         config = load()
@@ -32,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     eventlog.configure(config.log)
-    return _in_loop(lambda: serve(config, load=load, environ=os.environ))
+    return _in_loop(lambda: serve(config, load=load, environ=os.environ, ahead=ahead))
 
 
 def check(options: argparse.Namespace) -> int:
@@ -93,5 +108,7 @@ def _in_loop(main: Callable[[], Coroutine[None, None, int]]) -> int:
     try:
         import uvloop
     except ImportError:  # not made for this system; slower, not different
+        import asyncio
+
         return asyncio.run(main())
     return uvloop.run(main())

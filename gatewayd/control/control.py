@@ -28,8 +28,9 @@ from gatewayd.control.reload import LoadConfig, Reloader
 from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
-from gatewayd.control.slot import Argv, Hooks, SlotProcess, own_command
+from gatewayd.control.slot import Hooks, SlotProcess
 from gatewayd.control.sockets import Sockets
+from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.control.state import State
 from gatewayd.control.status import Status
 from gatewayd.control.survivors import StateDir, StateDirError, dismiss
@@ -58,14 +59,16 @@ async def serve(
     load: LoadConfig | None = None,
     environ: Mapping[str, str] | None = None,
     argv: Argv = own_command,
+    ahead: list[Spawned] | None = None,
 ) -> int:
     """Serve until a signal or cancellation says stop. The exit code: 0 clean, 1 failure.
 
     `ready` is called once with the public addresses that are bound, when every worker serves;
-    without it one line of the log says so, whatever its level.
+    without it one line of the log says so, whatever its level. `ahead` are workers that were
+    started already; those that are taken are taken out of it.
     `load` reads the configuration again for a reload; without it there is nothing to reload.
     """
-    control = Control(config, load=load, environ=environ or {}, argv=argv)
+    control = Control(config, load=load, environ=environ or {}, argv=argv, ahead=ahead or [])
     try:
         await control.start()
     except (ListenError, StateDirError) as error:
@@ -89,7 +92,13 @@ async def serve(
 
 class Control:
     def __init__(
-        self, config: Config, *, load: LoadConfig | None, environ: Mapping[str, str], argv: Argv
+        self,
+        config: Config,
+        *,
+        load: LoadConfig | None,
+        environ: Mapping[str, str],
+        argv: Argv,
+        ahead: list[Spawned],
     ) -> None:
         self.config = config
         self.stop_asked = asyncio.Event()
@@ -97,6 +106,7 @@ class Control:
         self._load_config = load
         self._environ = environ
         self._argv = argv
+        self._ahead = ahead
         self._ready_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = AsyncExitStack()
@@ -155,6 +165,7 @@ class Control:
                 self._spawned, self._process_ready, self._acked, self._reported, self._died
             ),
             argv=self._argv,
+            ahead=self._ahead,
         )
         self.indexes = IndexLeases(self.loads)
         self.ports = PortLeases(config.ports.bridge.first, config.ports.bridge.last)

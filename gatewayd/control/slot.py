@@ -1,8 +1,8 @@
 """One slot of the data plane: the process that holds it now, and its successor when it dies.
 
-Owns: spawning, the channel, acknowledgements, death and the delay before the next try.
-Does not own: when a silent process is given up (control.workers), what is published
-(control.publisher).
+Owns: the channel, acknowledgements, death and the delay before the next try. Does not own: how a
+process is started (control.spawn), when a silent one is given up (control.workers), what is
+published (control.publisher).
 """
 
 from __future__ import annotations
@@ -13,38 +13,23 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import gatewayd
+from gatewayd.control.spawn import Argv, Role, Spawned, own_command, spawn
 from gatewayd.core.messages import Ack, Configure, Drain, Message, Ready, Report
 from gatewayd.core.reconcile import backoff
 from gatewayd.net.channel import Channel, ChannelClosedError
 
 _log = logging.getLogger(__name__)
 
-Role = Literal["worker", "bridge"]
-Argv = Callable[[Role, int], Sequence[str]]
 # (slot, incarnation) -> its first frame and the descriptors beside it
 Configurer = Callable[["Slot", int], tuple[Configure, list[int]]]
 
 _YOUNG_S = 5.0  # whoever dies before this age waits longer and longer for a successor
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.1, 5.0
 _LAST_WORDS_S = 1.0
-
-# uvloop reads into 256 kB buffers; malloc would map and unmap each one (data-path measurements).
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-# Meant for this process alone: a child that believed them would adopt or report on our behalf.
-_NOT_INHERITED = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"})
-
-
-def own_command(role: Role, channel_fd: int) -> Sequence[str]:
-    """The same installed code in the same interpreter. `-P`: not whatever lies in the current
-    directory."""
-    return (sys.executable, "-P", "-m", "gatewayd", role, "--channel-fd", str(channel_fd))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +119,7 @@ class Slot:
         configure: Configurer,
         hooks: Hooks,
         argv: Argv = own_command,
+        ahead: list[Spawned] | None = None,  # processes that only wait for a slot
     ) -> None:
         self.role: Role = role
         self.number = number
@@ -143,6 +129,7 @@ class Slot:
         self._configure = configure
         self._hooks = hooks
         self._argv = argv
+        self._ahead = ahead if ahead is not None else []
         self._incarnation = 0
         self._young_deaths = 0
         self._respawn: asyncio.TimerHandle | None = None
@@ -155,23 +142,13 @@ class Slot:
     def start(self) -> None:
         self._respawn = None
         self._incarnation += 1
-        ours, theirs = Channel.pair()
         try:
-            popen = subprocess.Popen(
-                self._argv(self.role, theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=_environment(),
-                process_group=0,  # a terminal's Ctrl-C is control's to handle: it drains us
-            )
+            spawned = self._ahead.pop() if self._ahead else spawn(self.role, self._argv)
         except OSError as error:
-            ours.close()
             self._failed_to_spawn(error)
             return
-        finally:
-            theirs.close()
-        process = SlotProcess(self.role, self.number, self._incarnation, popen)
-        self._attach(process, ours)
+        process = SlotProcess(self.role, self.number, self._incarnation, spawned.popen)
+        self._attach(process, spawned.sock)
         self.process = process
         frame, fds = self._configure(self, self._incarnation)
         process.send(frame, fds)
@@ -280,12 +257,3 @@ def describe_exit(status: int) -> str:
         known = -status in signal.valid_signals()
         return f"was killed by {signal.Signals(-status).name if known else -status}"
     return f"exited with status {status}"
-
-
-def _environment() -> dict[str, str]:
-    environ = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED} | _MALLOC
-    # The channel speaks pickle: both ends must be the same code, also when it is not installed.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(gatewayd.__file__)))
-    if os.path.basename(root) not in ("site-packages", "dist-packages"):
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environ.get("PYTHONPATH"))))
-    return environ

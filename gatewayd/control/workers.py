@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from gatewayd.control.slot import Argv, Hooks, Slot, SlotProcess, own_command
+from gatewayd.control.slot import Hooks, Slot, SlotProcess
+from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.core.messages import Configure, Link, ListenerSpec, Message
 from gatewayd.core.model import Limits, Log
 from gatewayd.net import link as datagrams
@@ -43,6 +44,7 @@ class Workers:
         buckets_fd: int,
         hooks: Hooks,
         argv: Argv = own_command,
+        ahead: list[Spawned],
     ) -> None:
         self._limits = limits
         self._log_spec = log
@@ -51,8 +53,9 @@ class Workers:
         self._buckets_fd = buckets_fd
         self._hooks = hooks
         inner = replace(hooks, died=self._died)
-        self.slots = [Slot("worker", i, self._for_worker, inner, argv) for i in range(count)]
+        self.slots = [Slot("worker", i, self._for_worker, inner, argv, ahead) for i in range(count)]
         self.bridge = Slot("bridge", count, self._for_bridge, inner, argv)
+        self._ahead = ahead
         self._bridge_wanted = False
         self._ticker: asyncio.Task[None] | None = None
 
@@ -62,6 +65,8 @@ class Workers:
     def start(self) -> None:
         for slot in self.slots:
             slot.start()
+        while self._ahead:
+            self._ahead.pop().discard()
         self._ticker = asyncio.create_task(self._tick(), name="heartbeat")
 
     def want_bridge(self) -> None:

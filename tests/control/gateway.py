@@ -78,6 +78,7 @@ async def running(
         load(),
         load=load,
         environ={},
+        ahead=[],
         argv=lambda role, fd: (sys.executable, str(SCRIPT), behaviour, str(fd)),
     )
     try:

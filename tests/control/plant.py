@@ -16,7 +16,8 @@ from gatewayd.control.compiler import Compiler, RouterView
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.registry import Registry
-from gatewayd.control.slot import Hooks, Role, SlotProcess
+from gatewayd.control.slot import Hooks, SlotProcess
+from gatewayd.control.spawn import Role
 from gatewayd.control.state import State
 from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.workers import Workers
@@ -105,6 +106,7 @@ class Plant:
             buckets_fd=self.buckets.fd,
             hooks=hooks,
             argv=self._argv,
+            ahead=[],
         )
         self._spawning = iter(())
         self.indexes = IndexLeases(self.loads)
