@@ -1,5 +1,5 @@
 """What clients see: the `openai` package, curl and `websockets` against the running gateway,
-straight to a replica and through edge, router, bridge and Unix socket."""
+straight to a replica, through edge, router, bridge and Unix socket, and steered by the router."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import openai
 import pytest
 import pytest_asyncio
 import websockets
-from whole_gateway import Gateway
+from whole_gateway import Gateway, eventually
 from whole_replicas import Replica
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WORDS: Any = [{"role": "user", "content": "hello"}]
 TOKEN = "sk-alice-1234"  # noqa: S105
-BOTH = pytest.mark.parametrize("service", ["direct", "routed"])
+THROUGH = {"type": "sglang", "mode": "through"}
+STEER = {"type": "sglang", "mode": "steer"}
+EVERY_WAY = pytest.mark.parametrize("service", ["direct", "through", "steered"])
 
 
 @dataclass
@@ -50,11 +52,13 @@ class Whole:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def whole(shared_home: Path) -> AsyncIterator[Whole]:
     replicas = {
-        name: Replica(name, shared_home / f"{name}.sock") for name in ("direct", "routed", "plain")
+        name: Replica(name, shared_home / f"{name}.sock")
+        for name in ("direct", "through", "steered", "plain")
     }
     services = [
         {"name": "direct", "model": "m", "replicas": [f"unix:{replicas['direct'].path}"]},
-        {"name": "routed", "router": "sglang", "replicas": [f"unix:{replicas['routed'].path}"]},
+        {"name": "through", "router": THROUGH, "replicas": [f"unix:{replicas['through'].path}"]},
+        {"name": "steered", "router": STEER, "replicas": [f"unix:{replicas['steered'].path}"]},
         {"name": "plain", "auth": False, "replicas": [f"unix:{replicas['plain'].path}"]},
         {
             "name": "limited",
@@ -70,14 +74,15 @@ async def whole(shared_home: Path) -> AsyncIterator[Whole]:
         await replica.start()
     try:
         async with Gateway(shared_home, services, auth=auth) as gateway:
-            await gateway.router_pid("routed")
+            await gateway.router_pid("through")
+            await gateway.router_pid("steered")
             yield Whole(gateway, replicas)
     finally:
         for replica in replicas.values():
             await replica.stop()
 
 
-@BOTH
+@EVERY_WAY
 async def test_an_answer(whole: Whole, service: str) -> None:
     async with whole.client(service) as client:
         answer = await client.chat.completions.create(model="m", messages=WORDS, max_tokens=3)
@@ -86,15 +91,18 @@ async def test_an_answer(whole: Whole, service: str) -> None:
     recorded = whole.replicas[service].inferences[-1]
     assert TOKEN not in str(recorded.headers)
     assert recorded.header("x-request-id") == [answer._request_id]
+    await eventually(lambda: answer._request_id in whole.gateway.access_log.read_text(), 2)
+    (line,) = [x for x in whole.gateway.access_lines() if str(answer._request_id) in x]
+    assert line.split()[4] == service  # the way it went
 
 
-@BOTH
+@EVERY_WAY
 async def test_models(whole: Whole, service: str) -> None:
     async with whole.client(service) as client:
         assert [model.id async for model in client.models.list()] == ["fake-model"]
 
 
-@BOTH
+@EVERY_WAY
 async def test_the_blocking_client(whole: Whole, service: str) -> None:
     def talk() -> tuple[str | None, list[str | None]]:
         with whole.sync_client(service) as client:
@@ -111,7 +119,7 @@ async def test_the_blocking_client(whole: Whole, service: str) -> None:
     assert pieces == ["token 0 ", "token 1 ", "token 2 "]
 
 
-@BOTH
+@EVERY_WAY
 async def test_each_token_arrives_before_the_next_is_made(whole: Whole, service: str) -> None:
     replica = whole.replicas[service]
     replica.stepped = True
@@ -134,7 +142,7 @@ async def test_each_token_arrives_before_the_next_is_made(whole: Whole, service:
     assert replica.inferences[-1].outcome == "completed"
 
 
-@BOTH
+@EVERY_WAY
 async def test_the_head_of_a_stream_arrives_before_its_first_token(
     whole: Whole, service: str
 ) -> None:
@@ -159,7 +167,7 @@ async def test_the_head_of_a_stream_arrives_before_its_first_token(
     assert lines[-1] == "data: [DONE]"
 
 
-@BOTH
+@EVERY_WAY
 async def test_a_wrong_key(whole: Whole, service: str) -> None:
     before = len(whole.replicas[service].requests)
     async with whole.client(service, key="sk-wrong") as client:
@@ -207,7 +215,7 @@ async def test_what_is_not_there(whole: Whole) -> None:
             await client.files.list()
 
 
-@BOTH
+@EVERY_WAY
 async def test_a_client_that_stops_listening(whole: Whole, service: str) -> None:
     replica = whole.replicas[service]
     replica.stepped = True
@@ -242,7 +250,7 @@ async def run(*argv: str) -> str:
 
 
 @pytest.mark.needs("curl")
-@BOTH
+@EVERY_WAY
 async def test_curl(whole: Whole, service: str) -> None:
     url = f"http://{service}.test:{whole.gateway.port}/v1/chat/completions"
     body = '{"model": "m", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}'

@@ -284,9 +284,10 @@ class Gateway:
         """Once it serves every replica that is wanted."""
 
         async def serving() -> int:
-            router = (await self.service(service))["router"]
-            targets = router["targets"]
-            whole = router["endpoint"] and sorted(targets["desired"]) == targets["serving"]
+            found = await self.service(service)
+            wanted = sorted(r["id"] for r in found["replicas"] if r["state"] == "up")
+            router = found["router"]
+            whole = router["endpoint"] and wanted == router["targets"]["serving"]
             return int(router["pid"]) if whole else 0
 
         return await eventually(serving, 15, f"the router of {service} serves all its targets")
