@@ -194,9 +194,7 @@ class Gateway:
     async def stop(self, *, judge: bool = True) -> None:
         """SIGTERM, unless it has ended already, and a look at what is left."""
         assert self._process is not None
-        if self._admin is not None:
-            await self._admin.close()
-            self._admin = None
+        await self.close_admin()
         if self._process.returncode is None:
             self.signal(signal.SIGTERM)
         try:
@@ -215,8 +213,7 @@ class Gateway:
 
     async def destroy(self) -> None:
         """Whatever still runs ends now."""
-        if self._admin is not None:
-            await self._admin.close()
+        await self.close_admin()
         for pid in processes_of(self.tmp):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -237,6 +234,12 @@ class Gateway:
         return self.access_log.read_text().splitlines() if self.access_log.exists() else []
 
     # --- its admin address
+
+    async def close_admin(self) -> None:
+        """Forget connections to it; the next call opens new ones."""
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
 
     async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """(status, JSON or text)."""

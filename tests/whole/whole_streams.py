@@ -25,6 +25,13 @@ class Heard:
     replica: str = ""
     end: str = ""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[Heard] | None = None
+
+    async def over(self, within_s: float = 20.0) -> str:
+        """How it ended, of one that `begin` began."""
+        assert self.task is not None
+        async with asyncio.timeout(within_s):
+            return (await self.task).end
 
 
 @dataclass
@@ -93,6 +100,15 @@ async def reaches(heard: Heard, tokens: int, within_s: float = 10.0) -> None:
         while heard.tokens < tokens and not heard.end:
             heard.moved.clear()
             await heard.moved.wait()
+
+
+async def begin(clients: Clients, count: int, tokens: int) -> list[Heard]:
+    """Streams that have all said something; they go on in the background."""
+    heard = [Heard() for _ in range(count)]
+    for one in heard:
+        one.task = asyncio.create_task(clients.stream(tokens, one))
+    await asyncio.gather(*(reaches(one, 2) for one in heard))
+    return heard
 
 
 @dataclass

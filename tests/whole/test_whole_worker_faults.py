@@ -1,0 +1,204 @@
+"""Workers and the bridge killed under load, and control itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import pytest
+from whole_gateway import Gateway, alive, eventually, processes_of
+from whole_replicas import Replica
+from whole_streams import Clients, begin
+
+STREAMS = 12
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield session
+
+
+async def test_a_killed_worker_takes_nobody_else_with_it(
+    home: Path, session: aiohttp.ClientSession
+) -> None:
+    replica = Replica("r0", home / "r0.sock", gap_s=0.04)
+    service = {"name": "llama", "model": "m", "replicas": [f"unix:{replica.path}"]}
+    async with replica, Gateway(home, [service]) as gateway:
+        gateway.allow("worker 0 .* was killed by SIGKILL; replaced at once|worker 0 .*next try")
+        clients = Clients(gateway.url, "llama", session)
+        for _ in range(20):
+            status, _ = await clients.post(max_tokens=1)
+            assert status == 200
+        name = "gatewayd_requests_total"
+        await eventually(lambda: _counted(gateway, name, 20), 3, "all were reported")
+        streams = await begin(clients, STREAMS, tokens=60)
+        victim, other = await gateway.worker_pids()
+        shares = {w["slot"]: w["connections"] for w in (await gateway.status())["workers"]}
+        refused, answered, stop = [], 0, asyncio.Event()
+
+        async def knock() -> None:
+            """New connections all the while, each with a request that must be answered."""
+            nonlocal answered
+            while not stop.is_set():
+                try:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+                except OSError as error:
+                    refused.append(error)
+                    continue
+                try:
+                    writer.write(b"GET /who HTTP/1.1\r\nHost: llama.test\r\n\r\n")
+                    async with asyncio.timeout(5):
+                        line = await reader.readline()
+                    answered += line.startswith(b"HTTP/1.1 200")
+                except ConnectionError:
+                    pass  # it had been accepted by the worker that was killed
+                finally:
+                    writer.close()
+                await asyncio.sleep(0.005)
+
+        knocking = [asyncio.create_task(knock()) for _ in range(4)]
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        await eventually(lambda: _replaced(gateway, victim), 3, "a successor serves")
+        assert time.monotonic() - killed < 2
+        ends = [await one.over() for one in streams]
+        stop.set()
+        await asyncio.gather(*knocking)
+        assert refused == []
+        assert answered > 20
+        assert set(ends) == {"cut", "whole"}, (ends, shares)
+        assert (await gateway.worker_pids())[1] == other
+        # What the dead one had reported is not forgotten, and nothing is counted as running.
+        assert (await gateway.metrics()).total("gatewayd_worker_restarts_total") == 1
+        whole = ends.count("whole")
+        await eventually(lambda: _counted(gateway, name, 20 + whole + answered), 3, "the totals")
+        await eventually(lambda: _idle(gateway), 3, "nothing runs")
+        await eventually(lambda: replica.running == 0, 3, "the replica was told")
+
+
+async def _counted(gateway: Gateway, name: str, least: float) -> bool:
+    return (await gateway.metrics()).total(name, service="llama") >= least
+
+
+async def _replaced(gateway: Gateway, victim: int) -> bool:
+    workers = (await gateway.status())["workers"]
+    return all(w["state"] == "ready" and w["pid"] not in (None, victim) for w in workers)
+
+
+async def _idle(gateway: Gateway) -> bool:
+    return not any((await gateway.in_flight("llama")).values())
+
+
+async def test_counters_never_go_back(home: Path, session: aiohttp.ClientSession) -> None:
+    replica = Replica("r0", home / "r0.sock")
+    service = {"name": "llama", "replicas": [f"unix:{replica.path}"]}
+    async with replica, Gateway(home, [service]) as gateway:
+        gateway.allow("was killed by SIGKILL")
+        clients = Clients(gateway.url, "llama", session)
+        seen: dict[object, float] = {}
+        for victim in (0, 1, 0):
+            for _ in range(10):
+                assert (await clients.post(max_tokens=1))[0] == 200
+            pids = await gateway.worker_pids()
+            os.kill(pids[victim], signal.SIGKILL)
+            await eventually(lambda pid=pids[victim]: _replaced(gateway, pid), 5)
+            now = await gateway.metrics()
+            for key, value in seen.items():
+                if str(key[0]).endswith(("_total", "_count", "_bucket")):  # type: ignore[index]
+                    assert now.get(key, -1) >= value, key  # type: ignore[call-overload]
+            seen = dict(now)
+        assert (await gateway.metrics()).total("gatewayd_worker_restarts_total") == 3
+
+
+@pytest.mark.parametrize("mode", ["through", "steer"])
+async def test_a_killed_bridge_is_replaced_and_keeps_its_ports(
+    home: Path, session: aiohttp.ClientSession, mode: str
+) -> None:
+    replicas = [Replica(f"r{i}", home / f"r{i}.sock", gap_s=0.03) for i in range(2)]
+    service = {
+        "name": "llama",
+        "router": {"type": "sglang", "mode": mode},
+        "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas],
+    }
+    async with AsyncExitStack() as stack:
+        for replica in replicas:
+            await stack.enter_async_context(replica)
+        gateway = await stack.enter_async_context(Gateway(home, [service]))
+        gateway.allow("bridge 2 .* was killed by SIGKILL")
+        clients = Clients(gateway.url, "llama", session)
+        router = await gateway.router_pid("llama")
+        before = {r["id"]: r["bridge_port"] for r in (await gateway.service("llama"))["replicas"]}
+        streams = await begin(clients, 4, tokens=40)
+        bridge = (await gateway.status())["bridge"]["pid"]
+        os.kill(bridge, signal.SIGKILL)
+        # From the first moment on requests are answered: through the queue of the ports, or past.
+        for _ in range(10):
+            status, answer = await clients.post(max_tokens=1)
+            assert status == 200, answer
+        ends = [await one.over() for one in streams]
+        assert set(ends) == {"cut" if mode == "through" else "whole"}
+        await eventually(lambda: _bridge_ready(gateway, bridge), 5, "a new bridge")
+        after = {r["id"]: r["bridge_port"] for r in (await gateway.service("llama"))["replicas"]}
+        assert after == before
+        assert await gateway.router_pid("llama") == router
+        lines = len(gateway.access_lines())
+        for _ in range(6):
+            assert (await clients.post(max_tokens=1))[0] == 200
+        await eventually(lambda: len(gateway.access_lines()) >= lines + 6, 3)
+        ways = [line.split()[4] for line in gateway.access_lines()[-6:]]
+        assert set(ways) == {"through" if mode == "through" else "steered"}
+
+
+async def _bridge_ready(gateway: Gateway, old: int) -> bool:
+    bridge = (await gateway.status())["bridge"]
+    return bridge["state"] == "ready" and bridge["pid"] != old
+
+
+async def test_workers_serve_on_without_control_and_make_room_for_the_next(
+    home: Path, session: aiohttp.ClientSession
+) -> None:
+    replica = Replica("r0", home / "r0.sock", gap_s=0.03)
+    routed = Replica("r1", home / "r1.sock", gap_s=0.03)
+    services = [
+        {"name": "llama", "model": "m", "replicas": [f"unix:{replica.path}"]},
+        {"name": "routed", "router": "sglang", "replicas": [f"unix:{routed.path}"]},
+    ]
+    async with replica, routed, Gateway(home, services) as gateway:
+        gateway.allow("control is gone", "of an earlier control drains")
+        clients = Clients(gateway.url, "llama", session)
+        routers_clients = Clients(gateway.url, "routed", session)
+        await gateway.router_pid("routed")
+        old = set(processes_of(gateway.tmp))
+        old_workers = await gateway.worker_pids()
+        streams = await begin(clients, 6, tokens=150)
+        gateway.signal(signal.SIGKILL)
+        assert await gateway.exited() == -signal.SIGKILL
+        for asked in (clients, routers_clients):  # the router has died with control
+            for _ in range(5):
+                assert (await asked.post(max_tokens=1))[0] == 200
+
+        # A new one on the same addresses and state.
+        gateway.config["listen"]["http"] = f"127.0.0.1:{gateway.port}"
+        port = gateway.port
+        gateway.write_file()
+        await gateway.close_admin()
+        await gateway.spawn()
+        await gateway.until_ready()
+        assert gateway.port == port
+        for asked in (clients, routers_clients):
+            for _ in range(5):
+                assert (await asked.post(max_tokens=1))[0] == 200
+        assert {await one.over() for one in streams} == {"whole"}
+        await eventually(lambda: not any(map(alive, old)), 8, "the survivors have left")
+        assert not set(old_workers) & set(await gateway.worker_pids())
+        await gateway.router_pid("routed")
+        for _ in range(10):  # nobody of old holds the port any more
+            assert (await clients.post(max_tokens=1))[0] == 200
