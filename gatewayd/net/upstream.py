@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
 
 _MAX_HEAD: Final = 64 * 1024
+_JOIN_SIZE: Final = 16 * 1024  # of body that leaves in one write with the head
 _LENGTH_FIELD: Final = frozenset((b"content-length",))
 # The parser follows the framing of chunks; of the head it needs no more than that they are some.
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -29,11 +30,15 @@ _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 
 
-class Sink(Protocol):
-    """Who is told what a connection read. Body bytes go to `body_writer` directly."""
+BodyPath = tuple[bytes, Callable[[bytes], None]]
 
-    def response_started(self, connection: UpstreamConnection) -> Callable[[bytes], None]:
-        """The final head is in `connection.head`; answers with where body bytes go."""
+
+class Sink(Protocol):
+    """Who is told what a connection read. Body bytes do not pass it: it says where they go."""
+
+    def response_started(self, connection: UpstreamConnection) -> BodyPath:
+        """The final head is in `connection.head`; answers with what goes before the body (it
+        leaves in one write with the first of it) and where the body goes."""
 
     def first_byte(self) -> None: ...
 
@@ -58,6 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_complete",
         "_drained",
         "_is_head",
+        "_lead",
         "_messages",
         "_parser",
         "_remaining",
@@ -66,6 +72,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_strip",
         "_wants_upgrade",
         "_write_body",
+        "_write_rest",
         "head",
         "idle_since",
         "pool",
@@ -101,6 +108,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._wants_upgrade = False
         self._strip: frozenset[bytes] = frozenset()
         self._write_body: Callable[[bytes], None] = _nowhere
+        self._write_rest: Callable[[bytes], None] = _nowhere
+        self._lead = b""
         self._resume: Callable[[], None] = _nothing
         self._drained: asyncio.Future[None] | None = None
 
@@ -309,20 +318,34 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.state = UNTIL_EOF
             head.close = True
-        self._write_body = sink.response_started(self)
+        lead, write = sink.response_started(self)
         if self._sink is not sink:  # the sink gave the exchange up
             return
+        self._write_body = write
         if bodyless or (self.state == LENGTH and not head.length):
+            write(lead)
             self._end(reusable=not rest and not head.close)
-        elif rest:
+        elif rest and len(rest) <= _JOIN_SIZE:
+            # Two writes are two packets and two calls, each dearer than copying a few kB.
+            self._lead, self._write_rest = lead, write
+            self._write_body = self._write_first
             self.data_received(rest)
+        else:
+            write(lead)
+            if rest:
+                self.data_received(rest)
+
+    def _write_first(self, data: bytes) -> None:
+        self._write_body = write = self._write_rest
+        lead, self._lead = self._lead, b""
+        write(lead + data)
 
     # --- endings
 
     def _end(self, *, reusable: bool) -> None:
         sink, self._sink = self._sink, None
         self._parser = None
-        self._write_body = _nowhere
+        self._write_body = self._write_rest = _nowhere
         if reusable and self.request_done and self.state != CLOSED:
             self.state = IDLE
             self.resume_reading()
@@ -340,7 +363,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._parser = None
-        self._write_body = _nowhere
+        self._write_body = self._write_rest = _nowhere
         if self.state != CLOSED:
             self.state = CLOSED
             self._wake()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,7 @@ from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Failure, Sent, is_idempotent
 from gatewayd.net.pool import ConnectFailedError, Pool
-from gatewayd.net.upstream import UpstreamConnection
+from gatewayd.net.upstream import BodyPath, UpstreamConnection
 from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head
@@ -150,7 +149,7 @@ class Forward:
 
     # --- Sink: the answer
 
-    def response_started(self, connection: UpstreamConnection) -> Callable[[bytes], None]:
+    def response_started(self, connection: UpstreamConnection) -> BodyPath:
         exchange = self._exchange
         served = self._served
         head = connection.head
@@ -162,30 +161,29 @@ class Forward:
                 self._put_away()
                 if (reply := verdict()) is not None:
                     self._answer(reply)
-                return _nowhere
+                return _NOWHERE
         elif served.refuse_redirects and 300 <= status < 400 and status != 304:
             # The router would follow it anywhere, with the client's body.
             self._drop_attempt(connection, Failure.BROKEN)
-            return _nowhere
+            return _NOWHERE
         client = exchange.connection
         transport = client.transport
         if transport is None:
             connection.abort()
-            return _nowhere
+            return _NOWHERE
         if head.chunked and not exchange.http11:
             self._drop_attempt(connection, Failure.BROKEN)
-            return _nowhere
+            return _NOWHERE
         self._responding = True
         exchange.status = status
         if served.live.ejections and self._endpoint is not None:
             served.live.ejections.succeeded(self._endpoint.id)
         if status == 101:
             start_tunnel(exchange, connection)
-            return _nowhere
+            return _NOWHERE
         if not exchange.payload.is_eof() or client.closing or client.draining:
             exchange.close = True
-        transport.write(response_head(exchange, served, connection, self._plane.date()))
-        return transport.write
+        return response_head(exchange, served, connection, self._plane.date()), transport.write
 
     def first_byte(self) -> None:
         self._exchange.first_byte_at = time.monotonic()
@@ -326,7 +324,7 @@ class Forward:
             deadlines = self._deadlines = Deadlines(*bounds, now=now)
         late = deadlines.check(now, connection, self._exchange)
         if late is Late.BODY:
-            self._refuse_upload(replies.REQUEST_TIMEOUT)
+            self._refuse_upload(replies.BODY_TIMEOUT)
         elif late is not None:
             self._time_out(late)
 
@@ -347,3 +345,6 @@ class Forward:
 
 def _nowhere(data: bytes) -> None:
     """Bytes of an answer that is no longer passed on."""
+
+
+_NOWHERE: Final[BodyPath] = (b"", _nowhere)

@@ -31,9 +31,8 @@ class WorkerRole:
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
         self._sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
-        self._edge = Edge(
-            plane, configure.limits, SharedStore.attach(fds[0]), AccessLog(configure.log)
-        )
+        buckets = SharedStore.attach(fds[0], alone=configure.slots <= 2)  # one worker, the bridge
+        self._edge = Edge(plane, configure.limits, buckets, AccessLog(configure.log))
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         assert isinstance(message.snapshot, Snapshot)
