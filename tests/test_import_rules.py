@@ -22,7 +22,14 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "config": frozenset({"core", "config", "."}),
     "proxy": frozenset({"core", "net", "proxy", "."}),
     "bridge": frozenset({"core", "net", "proxy", "bridge", "."}),
-    "routers": frozenset({"core", "net", "routers.base", "."}),
+    "routers": frozenset(
+        {
+            *{"core", "net", "routers.base", "."},
+            # What routers with an HTTP management API share.
+            *{"routers.http_api", "routers.http_flags", "routers.http_logs"},
+            *{"routers.http_router", "routers.http_traits"},
+        }
+    ),
     "control": frozenset({"core", "net", "config", "control", "routers.base", "."}),
     "demo": frozenset({"core", "net", "config", "control", "routers.base", "demo", "."}),
     "cli": frozenset(

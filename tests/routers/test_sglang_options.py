@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from gatewayd.core.model import RouterSpec
-from gatewayd.routers.sglang import PLUGIN, logs, options
+from gatewayd.routers import http_flags
+from gatewayd.routers import http_logs as logs
+from gatewayd.routers.sglang import PLUGIN
+from gatewayd.routers.sglang.options import FLAGS
 
 
 def spec(policy: str | None = None, **args: str | None) -> RouterSpec:
@@ -20,7 +23,7 @@ def faults(policy: str | None = None, **args: str | None) -> list[str]:
 
 
 def test_the_policies_are_those_of_the_installed_router() -> None:
-    known = options.policies()
+    known = FLAGS.policies()
     assert set(known) >= {
         *{"random", "round_robin", "cache_aware", "power_of_two", "manual"},
         *{"consistent_hashing", "bucket"},  # which its command line does not offer
@@ -98,12 +101,12 @@ def test_every_fault_is_told_at_once() -> None:
 def test_a_router_that_is_not_installed_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(options, "installed", lambda: False)
+    monkeypatch.setattr(http_flags.importlib.util, "find_spec", lambda name: None)
     assert faults() == ["type: the router is not installed: pip install sglang-router"]
 
 
 def test_the_command_line_has_what_keeps_it_tame(tmp_path: Path) -> None:
-    line = options.argv(spec("round_robin", log_level="debug"), 20001, tmp_path)
+    line = FLAGS.argv(spec("round_robin", log_level="debug"), 20001, tmp_path)
     assert line[0] == "round_robin"
     assert {
         *{"--host=127.0.0.1", "--port=20001"},
@@ -120,7 +123,7 @@ def test_a_flag_given_twice_has_two_values(tmp_path: Path) -> None:
     flag = "prometheus-duration-buckets"
     several = RouterSpec("sglang", args=((flag, "0.1"), (flag, "1")))
     assert PLUGIN.check(several) == []
-    line = options.argv(several, 20001, tmp_path)
+    line = FLAGS.argv(several, 20001, tmp_path)
     assert line[line.index(f"--{flag}") :][:3] == [f"--{flag}", "0.1", "1"]
 
 
@@ -139,7 +142,7 @@ def test_the_environment_has_no_proxy_and_no_secret() -> None:
         "POSTGRES_POOL_MAX": "many",
         "PYTHONWARNINGS": "error",
     }
-    assert options.environment(base, "the key") == {
+    assert http_flags.environment(base, "the key") == {
         "PATH": "/bin",
         "LANG": "C.UTF-8",
         "LC_ALL": "C",
@@ -151,30 +154,27 @@ def test_the_environment_has_no_proxy_and_no_secret() -> None:
 
 def test_a_hostile_environment_is_a_fault_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_POOL_MAX", "many")
-    options._parser.cache_clear()
-    options.policies.cache_clear()
+    http_flags.parser_of.cache_clear()
     try:
         (fault,) = faults()
         assert fault.startswith("type: the installed sglang-router cannot be asked")
     finally:
-        options._parser.cache_clear()
+        http_flags.parser_of.cache_clear()
 
 
 def test_traits_hide_the_key_until_there_is_one() -> None:
     traits = PLUGIN.traits(spec())
     assert traits.request_headers == ()
     assert traits.allowed_paths == ("/generate", "/chat/completions", "/v1/")
-    assert traits.token_header in traits.strip_request
+    assert traits.token_header.startswith(traits.strip_request_prefixes)
     assert b"authorization" in traits.strip_request
-    assert traits.strip_request_prefixes == (b"x-smg-",)
     assert b"call_upstream_request_error" not in traits.unsent_errors
 
 
-@pytest.mark.parametrize("policy", ["manual", "consistent_hashing"])
-def test_policies_by_key_get_the_clients_key_but_not_its_choice_of_target(policy: str) -> None:
-    traits = PLUGIN.traits(spec(policy))
-    assert traits.strip_request_prefixes == ()
-    assert b"x-smg-target-worker" in traits.strip_request
+def test_no_header_of_a_client_chooses_the_target() -> None:
+    traits = PLUGIN.traits(spec("manual"))
+    for header in (b"x-smg-target-worker", traits.routing_key_header):
+        assert header.startswith(traits.strip_request_prefixes)
 
 
 def test_logs_are_few_and_small(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from fake_engine import FakeEngine
 
 from gatewayd.core.model import RouterSpec
 from gatewayd.net.child import Command
+from gatewayd.routers import http_logs as logs
 from gatewayd.routers.base import RouterError, SyncState, Target, port_pool
-from gatewayd.routers.sglang import logs, options
-from gatewayd.routers.sglang.api import RouterApi
+from gatewayd.routers.http_api import RouterApi
+from gatewayd.routers.sglang.options import FLAGS
 from gatewayd.routers.sglang.router import SglangRouter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -320,7 +321,7 @@ async def test_every_policy_starts_with_nothing_whatever_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once, which also shows that routers do not hinder each other."""
-    policies = options.policies()
+    policies = FLAGS.policies()
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("POSTGRES_POOL_MAX", "many")
@@ -451,4 +452,4 @@ def read(path: str) -> bytes:
 async def api_of(router: SglangRouter) -> RouterApi:
     assert router.endpoint is not None
     key = router.traits.request_headers[0][1].decode().removeprefix("Bearer ")
-    return RouterApi(router.endpoint.port, key)
+    return RouterApi(router.endpoint.port, key, router.registration)

@@ -1,12 +1,13 @@
-"""Client of an sglang-router's management API.
+"""Client of the management API that routers of this family have: /workers and /liveness.
 
-Owns: its paths and JSON, one call each. Does not own: what to call when (router).
+Owns: its paths and JSON, one call each. Does not own: what to call when (http_router).
 Every failure is a RouterError that names the call.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -16,14 +17,13 @@ from gatewayd.routers.base import RouterError
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
 
-# Without this label it fetches the model's tokenizer from a model hub, and holds one of its ten
-# jobs for 30 s when there is no way there.
-_LABELS: Final = {"tokenizer_path": "/dev/null"}
-
 
 class RouterApi:
-    def __init__(self, port: int, key: str) -> None:
+    """`registration` are the fields of every registration besides its URL."""
+
+    def __init__(self, port: int, key: str, registration: Mapping[str, Any]) -> None:
         self._base = f"http://127.0.0.1:{port}"
+        self._registration = registration
         self.key = key
         self._key = {"Authorization": f"Bearer {key}"}
         # trust_env is off by default: HTTP_PROXY must not capture calls over loopback.
@@ -56,10 +56,13 @@ class RouterApi:
             pass
         raise RouterError(f"GET /workers: {status} {_short(body)}")
 
-    async def add(self, url: str) -> str:
-        """Ask for a registration, which goes on in the background; its id there."""
-        wish = {"url": url, "labels": _LABELS}
+    async def add(self, url: str) -> str | None:
+        """Ask for a registration, which goes on in the background; its id there. None: it is
+        there, or another one for it goes on."""
+        wish = {"url": url, **self._registration}
         status, body = await self._call("POST", "/workers", self._key, wish)
+        if status == 409:
+            return None
         try:
             if status == 202:
                 return str(json.loads(body)["worker_id"])
