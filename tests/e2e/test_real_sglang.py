@@ -352,4 +352,4 @@ async def routers_of(pid: int) -> list[int]:
     )
     out, _ = await process.communicate()
     lines = [line.split(None, 1) for line in out.decode().splitlines()]
-    return [int(number) for number, name in lines if re.search("routers/sglang/|sglang::", name)]
+    return [int(number) for number, name in lines if re.search("routers/http_launch|sglang::", name)]
