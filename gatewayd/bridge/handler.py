@@ -110,5 +110,8 @@ class PortHandler:
         # A router probes each new target with an HTTP/2 preface; closing is the answer.
         return b""
 
+    def dropped(self, reason: str, exchange: Exchange | None) -> None:
+        """The bridge has bounds of its own only against what should not happen."""
+
     def http_date(self) -> bytes:
         return self._plane.date()

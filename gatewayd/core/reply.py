@@ -121,20 +121,27 @@ AUTH_UNAVAILABLE: Final = LocalReply(
 )
 UPSTREAM_ERROR: Final = LocalReply(502, "upstream_error", "The replica did not answer properly")
 UPSTREAM_TIMEOUT: Final = LocalReply(504, "upstream_timeout", "The replica did not answer in time")
-REQUEST_TIMEOUT: Final = LocalReply(
-    408, "request_timeout", "The request did not arrive in time", close=True
-)
+HEAD_TIMEOUT: Final = LocalReply(
+    408, "request_timeout", "The request's head did not arrive in time",
+    rejection="header_timeout", close=True,
+)  # fmt: skip
+BODY_TIMEOUT: Final = LocalReply(
+    408, "request_timeout", "The request's body did not arrive in time",
+    rejection="body_timeout", close=True,
+)  # fmt: skip
 HEAD_TOO_LARGE: Final = LocalReply(
-    431, "head_too_large", "The request's header fields are larger than accepted", close=True
-)
+    431, "head_too_large", "The request's header fields are larger than accepted",
+    rejection="header_size", close=True,
+)  # fmt: skip
 URI_TOO_LONG: Final = LocalReply(
-    414, "uri_too_long", "The request line is longer than accepted", close=True
-)
+    414, "uri_too_long", "The request line is longer than accepted",
+    rejection="request_line", close=True,
+)  # fmt: skip
 INTERNAL: Final = LocalReply(500, "internal_error", "The gateway failed", close=True)
 
 
 def bad_request(message: str) -> LocalReply:
-    return LocalReply(400, "bad_request", message, close=True)
+    return LocalReply(400, "bad_request", message, rejection="malformed", close=True)
 
 
 def too_many(retry_after_s: int) -> LocalReply:

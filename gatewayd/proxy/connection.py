@@ -49,6 +49,9 @@ class Handler(Protocol):
     def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
         """Counts a request that could not be read; gives the answer's bytes."""
 
+    def dropped(self, reason: str, exchange: Exchange | None) -> None:
+        """Counts a connection that a bound ended without an answer."""
+
     def http_date(self) -> bytes: ...
 
 
@@ -117,8 +120,8 @@ class ClientConnection(RequestHandler):
         self.peer = peer[0] if isinstance(peer, tuple) else UNIX_PEER
         self._counted = self._peers.admit(self.peer, self._handler.limits.connections_per_ip)
         if not self._counted:
-            self.closing = True
-            self.transport.abort()
+            self._handler.dropped("connections", None)
+            self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         manager = self._manager
@@ -195,11 +198,12 @@ class ClientConnection(RequestHandler):
             return
         if messages:
             limits = self._handler.limits
-            if self._head_size + len(data) > limits.header_size:
-                size = sum(len(n) + len(v) + 4 for n, v in messages[0][0].raw_headers)
-                if size > limits.header_size:
-                    self._refuse(replies.HEAD_TOO_LARGE)
-                    return
+            if self._head_size + len(data) > limits.header_size and any(
+                sum(len(n) + len(v) + 4 for n, v in message.raw_headers) > limits.header_size
+                for message, _ in messages
+            ):
+                self._refuse(replies.HEAD_TOO_LARGE)
+                return
             self._messages.extend(messages)
             self._head_since = 0.0
             self._head_size = 0
@@ -325,7 +329,7 @@ class ClientConnection(RequestHandler):
         elif self.exchange is None:
             if self._head_since:
                 if now - self._head_since > limits.header_timeout:
-                    self._refuse(replies.REQUEST_TIMEOUT)
+                    self._refuse(replies.HEAD_TIMEOUT)
             elif now - self._idle_since > limits.keepalive_timeout:
                 self.finish()
 
@@ -336,6 +340,7 @@ class ClientConnection(RequestHandler):
             self._stalled_at = waiting
             self._stalled_since = now
         elif now - self._stalled_since > write_timeout:
+            self._handler.dropped("write_timeout", self.exchange)
             self.abort()
 
     # --- tunnels

@@ -24,7 +24,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
-from gatewayd.proxy.observe import Meters
+from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
 
@@ -96,8 +96,8 @@ class Edge:
             reply = replies.bad_request(str(error))
         served = exchange.served
         if reply is not None:
-            if reply.rejection and served is not None:
-                served.meter.rejected(reply.rejection)
+            if reply.rejection:
+                self._meter(exchange).rejected(reply.rejection)
             exchange.answer(reply)
             return
         assert served is not None
@@ -125,15 +125,18 @@ class Edge:
 
     def ended(self, exchange: Exchange) -> None:
         now = time.monotonic()
-        served = exchange.served
-        (self.meters.nobody if served is None else served.meter).record(exchange, now)
+        self._meter(exchange).record(exchange, now)
         self.access_log.write(exchange, now)
+
+    def _meter(self, exchange: Exchange | None) -> Meter:
+        served = exchange.served if exchange is not None else None
+        return self.meters.nobody if served is None else served.meter
 
     def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
         """A request whose head could not be read: it belongs to no service and is no exchange."""
         nobody = self.meters.nobody
         nobody.totals.codes[reply.status] = nobody.totals.codes.get(reply.status, 0) + 1
-        nobody.changed = True
+        nobody.rejected(reply.rejection)
         content_type, body = replies.body(reply, as_json=False)
         return replies.head(
             reply,
@@ -143,6 +146,9 @@ class Edge:
             date=self.http_date(),
             close=True,
         ) + body  # fmt: skip
+
+    def dropped(self, reason: str, exchange: Exchange | None) -> None:
+        self._meter(exchange).rejected(reason)
 
     def http_date(self) -> bytes:
         return self.plane.date()
