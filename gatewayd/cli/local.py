@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     path = os.path.abspath(options.config)  # a reload must find it again
     # Before anything else is imported, so that control's and the workers' imports overlap.
+    spawn.allow_descriptors()
     ahead = spawn.ahead(path)
     try:
         return _run(path, ahead)
@@ -37,8 +38,8 @@ def _run(path: str, ahead: list[Spawned]) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
     from gatewayd.control import eventlog
-    from gatewayd.control.control import serve
     from gatewayd.control.router_check import check_router
+    from gatewayd.control.serve import serve
 
     load = functools.partial(load_config, path, os.environ, check_router=check_router)
     try:
@@ -72,8 +73,8 @@ def check(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     from gatewayd.config.values import parse_address
-    from gatewayd.control import eventlog
-    from gatewayd.control.control import serve
+    from gatewayd.control import eventlog, spawn
+    from gatewayd.control.serve import serve
     from gatewayd.core.model import Log, TcpAddress
     from gatewayd.demo.run import DEFAULT_LISTEN, run_demo
 
@@ -88,6 +89,7 @@ def demo(options: argparse.Namespace) -> int:
             complain("--listen: expected host:port")
             return EXIT_USAGE
         listen = address
+    spawn.allow_descriptors()
     eventlog.configure(Log(level="warning"))
     return _in_loop(lambda: run_demo(serve, listen=listen, once=options.once))
 

@@ -1,6 +1,7 @@
 """The control process: everything slow, none of the traffic.
 
-Owns: the order of start and stop, signals, who is told what. Does not own: each part's work.
+Owns: the order of start and stop, who is told what. Does not own: each part's work, signals
+(control.serve).
 
 Start: state directory, sockets, tables, processes, first snapshot; only then what takes long to
 import or to come up (the admin address, routers). Stop: the workers drain while the admin address
@@ -11,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from collections.abc import Callable, Coroutine, Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 from gatewayd.config.model import Config
 from gatewayd.control.compiler import Compiler
-from gatewayd.control.eventlog import announce
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
@@ -30,16 +30,16 @@ from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.slot import Hooks, SlotProcess
 from gatewayd.control.sockets import Sockets
-from gatewayd.control.spawn import Argv, Spawned, own_command
+from gatewayd.control.spawn import Argv, Spawned
 from gatewayd.control.state import State
 from gatewayd.control.status import Status
 from gatewayd.control.survivors import StateDir, StateDirError, dismiss
+from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ReopenLogs, Report
 from gatewayd.core.model import Address, RouterSpec
 from gatewayd.net.buckets import SharedStore
-from gatewayd.net.listeners import ListenError
 from gatewayd.net.loads import LoadTable
 from gatewayd.routers.base import port_pool
 
@@ -48,46 +48,6 @@ _log = logging.getLogger(__name__)
 _REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
 _SURVIVOR_GRACE_S: Final = 5.0
-
-Ready = Callable[[tuple[Address, ...]], None]
-
-
-async def serve(
-    config: Config,
-    ready: Ready | None = None,
-    *,
-    load: LoadConfig | None = None,
-    environ: Mapping[str, str] | None = None,
-    argv: Argv = own_command,
-    ahead: list[Spawned] | None = None,
-) -> int:
-    """Serve until a signal or cancellation says stop. The exit code: 0 clean, 1 failure.
-
-    `ready` is called once with the public addresses that are bound, when every worker serves;
-    without it one line of the log says so, whatever its level. `ahead` are workers that were
-    started already; those that are taken are taken out of it.
-    `load` reads the configuration again for a reload; without it there is nothing to reload.
-    """
-    control = Control(config, load=load, environ=environ or {}, argv=argv, ahead=ahead or [])
-    try:
-        await control.start()
-    except (ListenError, StateDirError) as error:
-        _log.error("%s", error)
-        await control.dismantle()
-        return 1
-    except BaseException:
-        await control.dismantle()
-        raise
-    control.listen_to_signals()
-    try:
-        if ready is not None:
-            ready(control.addresses)
-        else:
-            announce(control.summary())
-        await control.stop_asked.wait()
-    finally:
-        await control.stop()
-    return 0
 
 
 class Control:
@@ -103,12 +63,13 @@ class Control:
         self.config = config
         self.stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._started = False
         self._load_config = load
         self._environ = environ
         self._argv = argv
         self._ahead = ahead
         self._ready_changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
         self._closers = AsyncExitStack()
         self.state = State(config.auth, config.trusted_proxies)
         self.telemetry = Telemetry()
@@ -131,6 +92,21 @@ class Control:
 
     # --- start ---------------------------------------------------------------------------------
 
+    async def start_unless_stopped(self) -> bool:
+        """False when a signal came first."""
+        start = asyncio.create_task(self.start(), name="start")
+        stop = asyncio.create_task(self.stop_asked.wait(), name="stop signal")
+        try:
+            await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                await start
+                return True
+            return False
+        finally:
+            start.cancel()
+            stop.cancel()
+            await asyncio.gather(start, stop, return_exceptions=True)
+
     async def start(self) -> None:
         config = self.config
         self.state_dir.acquire()
@@ -140,15 +116,17 @@ class Control:
         self._closers.callback(self.sockets.close)
         self._build()
         self.state.services = {service.key: service for service in config.services}
+        self._write_pid()
         self.workers.start()
         self.routers.follow()
         self.publisher.start()
         await self.publisher.publish()
         await self._serve_admin()
         await self._until_ready()
+        self._started = True
         if survivors:
             timeout = config.drain_timeout + _SURVIVOR_GRACE_S
-            self._own(dismiss(survivors, timeout), "dismiss survivors")
+            self._tasks.own(dismiss(survivors, timeout), "dismiss survivors")
 
     def _build(self) -> None:
         config = self.config
@@ -194,7 +172,7 @@ class Control:
         )
         # Undone from the last to the first.
         self._closers.callback(self._close_tables)
-        self._closers.push_async_callback(self._end_tasks)
+        self._closers.push_async_callback(self._tasks.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.workers.stop)
         self._closers.push_async_callback(self.reachability.aclose)
@@ -204,6 +182,17 @@ class Control:
         self.ports.close()
         self.loads.close()
         self.buckets.close()
+
+    def _write_pid(self) -> None:
+        if self.config.run_dir is None:
+            return
+        path = Path(self.config.run_dir, "gatewayd.pid")
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            path.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise StateDirError(f"run_dir {self.config.run_dir}: {error.strerror}") from error
+        self._closers.callback(path.unlink, missing_ok=True)
 
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]
@@ -234,14 +223,14 @@ class Control:
             await self.admin.serve_metrics(self.sockets.metrics, ops)
 
     async def _until_ready(self) -> None:
-        """Every worker serves the first snapshot; crashing ones are not waited for endlessly."""
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                while not self.publisher.up_to_date():
-                    self._ready_changed.clear()
+        """Every worker serves the first snapshot."""
+        while not self.publisher.up_to_date():
+            self._ready_changed.clear()
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
                     await self._ready_changed.wait()
-        except TimeoutError:
-            _log.error("not every worker is ready after %g s; trying goes on", READY_TIMEOUT_S)
+            except TimeoutError:
+                _log.error("not every worker serves yet, see above; trying goes on")
 
     def _published(self) -> None:
         self.telemetry.keep(self.state.services)
@@ -250,7 +239,7 @@ class Control:
 
     def _reachability_changed(self) -> None:
         self.routers.follow()
-        self._own(self._publish_removals(), "publish removals")
+        self._tasks.own(self._publish_removals(), "publish removals")
 
     async def _publish_removals(self) -> None:
         """Workers that were led to a dead replica wait for this before they ask a router again."""
@@ -283,34 +272,32 @@ class Control:
     def _died(self, process: SlotProcess) -> None:
         self.telemetry.ended(process)
 
-    # --- signals -------------------------------------------------------------------------------
+    # --- what an operator asks, by signal ------------------------------------------------------
 
-    def listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop_signal)
-        loop.add_signal_handler(signal.SIGINT, self._stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
-        loop.add_signal_handler(signal.SIGUSR1, self._reopen_signal)
-
-    def _stop_signal(self) -> None:
+    def ask_to_stop(self) -> None:
+        """Drain and stop; asked again: stop now."""
         if self.stop_asked.is_set():
             self._stop_now.set()
         self.stop_asked.set()
 
-    def _reload_signal(self) -> None:
-        self._own(self.reloader.reload_and_log(), "reload")
+    def ask_to_reload(self) -> None:
+        if self._started:
+            self._tasks.own(self.reloader.reload_and_log(), "reload")
 
-    def _reopen_signal(self) -> None:
-        self.workers.broadcast(ReopenLogs())
+    def reopen_logs(self) -> None:
+        if self._started:
+            self.workers.broadcast(ReopenLogs())
 
     # --- stop ----------------------------------------------------------------------------------
 
     async def stop(self) -> None:
-        """Drain, then end everything; a second signal ends the draining."""
-        self.status.draining = True
-        self.sockets.close_public()
-        _log.info("stopping: draining for at most %g s", self.reloader.config.drain_timeout)
-        await self._drain(self.reloader.config.drain_timeout)
+        """Drain what serves, then end everything; a second signal ends the draining."""
+        if self._started:
+            self.status.draining = True
+            self.sockets.close_public()
+            timeout = self.reloader.config.drain_timeout
+            _log.info("stopping: draining for at most %g s", timeout)
+            await self._drain(timeout)
         await self.dismantle()
 
     async def dismantle(self) -> None:
@@ -326,18 +313,3 @@ class Control:
             drain.cancel()
             now.cancel()
             await asyncio.gather(drain, now, return_exceptions=True)
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.append(task)
-        task.add_done_callback(self._disown)
-
-    def _disown(self, task: asyncio.Task[None]) -> None:
-        self._tasks.remove(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s failed", task.get_name(), exc_info=error)

@@ -1,6 +1,6 @@
 """Starting the processes of the data plane, also before anything else is imported.
 
-Owns: their command, their environment, the pair of sockets. Does not own: their life
+Owns: their command, their environment and limits, the pair of sockets. Does not own: their life
 (control.slot).
 
 A worker imports for a third of a second, and reading the configuration takes as long: `ahead`
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ _MALLOC: Final = {
 _NOT_INHERITED: Final = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"})
 _WORKERS_KEY: Final = re.compile(rb"^workers:\s*(\d{1,3})\s*(?:#.*)?$", re.MULTILINE)
 _AHEAD_MAX: Final = 8
+_DESCRIPTORS_MAX: Final = 1 << 20
 _HEAD_SIZE: Final = 64 * 1024
 
 
@@ -84,6 +86,13 @@ def ahead(config_path: str) -> list[Spawned]:
         return [spawn("worker") for _ in range(min(count, _AHEAD_MAX))]
     except OSError:
         return []  # whoever reads the file for good says what is wrong
+
+
+def allow_descriptors() -> None:
+    """As many as the system lets us have: the usual soft limit of 1024 is 500 streams. Children
+    inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS_MAX), hard))
 
 
 def _environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -360,3 +361,45 @@ async def test_a_socket_of_systemd_is_served(
         assert response.status == 200
     run.send(signal.SIGTERM)
     assert await run.exit_code() == 0
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 0.8])
+async def test_stopped_while_starting_it_leaves_nobody(
+    make_run: MakeRun, home: Path, after_s: float
+) -> None:
+    run = make_run().spawn(MARK=str(home))
+    await asyncio.sleep(after_s)  # wherever it is by then
+    run.send(signal.SIGTERM)
+    assert await run.exit_code() in (0, -signal.SIGTERM)  # its own handler may not be there yet
+    await until(lambda: not marked(home))
+
+
+def marked(home: Path) -> list[int]:
+    """Processes that were started with this test's mark in their environment."""
+    mark, found = f"MARK={home}".encode(), []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and alive(pid):
+                found.append(pid)
+    return found
+
+
+def soft_limit(pid: int) -> int:
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    return int(limits.partition("Max open files")[2].split()[0])
+
+
+async def test_the_pid_is_in_the_run_directory(make_run: MakeRun, home: Path) -> None:
+    run = await make_run(text=FILE + "run_dir: {home}/run\n").spawn().ready()
+    pid_file = home / "run" / "gatewayd.pid"
+    assert pid_file.read_text() == f"{run.process.pid}\n"
+    run.send(signal.SIGTERM)
+    assert await run.exit_code() == 0
+    assert not pid_file.exists()
+
+
+async def test_descriptors_are_not_the_first_limit(make_run: MakeRun) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    run = await make_run().spawn().ready()
+    for pid in (run.process.pid, *run.recorded()):
+        assert soft_limit(pid) == min(hard, 1 << 20)
