@@ -9,7 +9,13 @@ import shutil
 
 import pytest
 
-PACKAGES = {"promtool": "prometheus", "nginx": "nginx", "curl": "curl", "wrk": "wrk"}
+PACKAGES = {
+    "promtool": "prometheus",
+    "nginx": "nginx",
+    "curl": "curl",
+    "wrk": "wrk",
+    "systemd-analyze": "systemd",
+}
 WORKERS = "GATEWAYD_SGLANG_DIR"  # docs/real-sglang.md
 _missing = pytest.StashKey[dict[str, int]]()
 
