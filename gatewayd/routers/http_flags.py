@@ -13,6 +13,7 @@ import argparse
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -125,7 +126,7 @@ class Flags:
         return importlib.util.find_spec(self.package) is not None
 
     def version(self) -> str:
-        return str(importlib.import_module(f"{self.package}.version").__version__)
+        return importlib.metadata.version(self.distribution)
 
     def policies(self) -> tuple[str, ...]:
         """Those of the installed router that work here, the flag's own first."""

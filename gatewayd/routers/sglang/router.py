@@ -7,7 +7,9 @@ Owns: what is particular to its process and its registrations. Does not own: the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from gatewayd.core.model import RouterTraits
 from gatewayd.routers.http_router import HttpRouter
@@ -20,7 +22,7 @@ class SglangRouter(HttpRouter):
     grace_s = FLAGS.grace_s
     # Without this label it fetches the model's tokenizer from a model hub, and holds one of its
     # ten jobs for 30 s when there is no way there.
-    registration = {"labels": {"tokenizer_path": "/dev/null"}}  # noqa: RUF012
+    registration: ClassVar[Mapping[str, Any]] = {"labels": {"tokenizer_path": "/dev/null"}}
     # What it says about things that are as they should be: our labels, our probes of its
     # identity, targets behind a bridge that needs no key, dummies. Replicas' answers are in our
     # access log.
