@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core.reply import LocalReply
-from gatewayd.core.steering import asking_slot, claim, read_finish
+from gatewayd.core.steering import HELLO, asking_slot, claim, read_finish
 from gatewayd.net.link import Link
 from gatewayd.proxy.hop import FAILURE_FIELD
 
@@ -44,6 +44,7 @@ class Claims:
             socket.socket(fileno=fd), self._on_frame, lambda: self._lost(slot), self._plane.loop
         )
         self._links[slot] = link
+        link.send(HELLO)
 
     def begin(self, exchange: Exchange, token: bytes, replica: str) -> None:
         """Tell the worker that asked, and hold the router's request open."""

@@ -5,29 +5,30 @@ bridge.claims).
 
 A worker sends the router a request with a token; the port of the bridge where it arrives is the
 decision. The bridge claims the token for the port's replica, keeps the router's request open, and
-finishes it when the worker says that the exchange has ended.
+finishes it when the worker says that the exchange has ended. A request without a token is one that
+the router carries.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-_MARK: Final = b"s"  # a token that asks; a request that goes through carries its id instead
+HELLO: Final = b"H"  # the bridge's first frame on a link: from now on it claims for this worker
+_TOKEN: Final = re.compile(rb"s([0-9]{1,5})\.[0-9]{1,10}\.[0-9a-f]{1,16}")
 _CLAIM: Final = b"C"
 _FINISH: Final = b"F"
 
 
 def token(slot: int, incarnation: int, number: int) -> bytes:
     """Unique among all workers and their successors."""
-    return b"%b%d.%d.%x" % (_MARK, slot, incarnation, number)
+    return b"s%d.%d.%x" % (slot, incarnation, number)
 
 
 def asking_slot(value: bytes) -> int | None:
     """The slot whose worker asks, or None when the value is no such token."""
-    slot, _, rest = value[1:].partition(b".")
-    if value[:1] != _MARK or not slot.isdigit() or not rest:
-        return None
-    return int(slot)
+    found = _TOKEN.fullmatch(value)
+    return None if found is None else int(found[1])
 
 
 def claim(token: bytes, replica: str) -> bytes:

@@ -28,7 +28,7 @@ def request_head(
     exchange: Exchange, served: Served, endpoint: Endpoint, token: bytes = b""
 ) -> bytes:
     """What the endpoint is sent before the body. With a `token` the request is a question to a
-    router; else it carries its own id in the token's place."""
+    router."""
     head = exchange.head
     to_router = endpoint is served.router
     lines = head.lines
@@ -48,9 +48,8 @@ def request_head(
         parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if to_router:
         parts.append(served.router_lines)
-        if served.traits.token_header:
-            value = token or exchange.request_id
-            parts.append(b"%b: %b\r\n" % (served.traits.token_header, value))
+        if token:
+            parts.append(b"%b: %b\r\n" % (served.traits.token_header, token))
         parts.append(_routing_key(exchange, served))
     elif served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
         parts.append(b"Authorization: %b\r\n" % auth)

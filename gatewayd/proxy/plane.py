@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.pool import Pool
-from gatewayd.proxy.steering import Asker
+from gatewayd.proxy.question import Asker
 
 if TYPE_CHECKING:
     from gatewayd.proxy.forward import Forward

@@ -30,8 +30,8 @@ from gatewayd.core.messages import (
 from gatewayd.net.channel import Channel, ChannelClosedError
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.question import Asker
 from gatewayd.proxy.server import EdgeServer
-from gatewayd.proxy.steering import Asker
 
 _log = logging.getLogger("gatewayd.process")
 _REPORT_S: Final = 1.0

@@ -88,7 +88,8 @@ class Served:
         self.traits = target.upstream.traits or _NO_TRAITS
         self.router_lines = b"".join(b"%b: %b\r\n" % h for h in self.traits.request_headers)
         # What the client must not tell a router: by whole names and by prefixes, as lines begin.
-        names = tuple(name + b":" for name in sorted(self.traits.strip_request))
+        strip = self.traits.strip_request | ({self.traits.token_header} - {b""})
+        names = tuple(name + b":" for name in sorted(strip))
         self.router_strip = self.traits.strip_request_prefixes + names
         steers = self.router is not None and target.upstream.mode == "steer"
         self.steer_paths = self.traits.steer_paths if steers else frozenset()

@@ -32,17 +32,10 @@ class RequestBody:
     the body be sent to somebody else, from its start.
     """
 
-    __slots__ = (
-        "_exchange",
-        "_keeping",
-        "_max_size",
-        "_plane",
-        "_refused",
-        "_task",
-        "_whole",
-        "kept",
-        "kept_size",
-    )
+    _whole: bytes | None = None  # as the client sent it, when all of it has arrived
+    _keeping = True
+    _task: asyncio.Task[None] | None = None
+    kept_size = 0
 
     def __init__(
         self,
@@ -55,11 +48,7 @@ class RequestBody:
         self._exchange = exchange
         self._max_size = max_size
         self._refused = refused
-        self._whole: bytes | None = None  # as the client sent it, when all of it has arrived
-        self._keeping = True
-        self._task: asyncio.Task[None] | None = None
         self.kept: list[bytes] = []
-        self.kept_size = 0
 
     def whole(self) -> bytes | None:
         """The body as it goes on the wire when all of it is here (b"" without one), else None.
@@ -112,6 +101,10 @@ class RequestBody:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def refuse(self, reply: LocalReply) -> None:
+        """It cannot be taken to its end: the exchange ends, with `reply` if that can be given."""
+        self._refused(reply)
 
     @property
     def repeatable(self) -> bool:

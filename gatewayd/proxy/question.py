@@ -1,0 +1,328 @@
+"""One question to a router, where a request should go: asked, answered over the bridge, let go.
+
+Owns: tokens that wait for an answer, the router's copy of the request, its end, the count of
+requests that the router has in flight. Does not own: what follows from an answer (steering), the
+other end of the link (bridge.claims).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gatewayd.core import reply as replies
+from gatewayd.core.retry import Failure
+from gatewayd.core.steering import HELLO, finish, read_claim, token
+from gatewayd.net.link import Link
+from gatewayd.net.pool import ConnectFailedError, Pool
+from gatewayd.proxy.hop import request_head
+from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
+
+if TYPE_CHECKING:
+    from gatewayd.core.model import Endpoint
+    from gatewayd.net.upstream import BodyPath, UpstreamConnection
+    from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.plane import Plane
+    from gatewayd.proxy.served import Served
+
+
+class Outcome(enum.Enum):
+    """How a question ended; the value is the metrics' label."""
+
+    STEERED = "steered"
+    REFUSED = "refused"  # the router answered without a claim
+    TIMEOUT = "timeout"
+    ROUTER_DOWN = "router_down"  # it refused or broke the connection
+    BRIDGE_DOWN = "bridge_down"
+    BODY_LIMIT = "body_limit"  # too large to be asked about
+    GONE = "gone"  # it chose a replica that takes no requests any more
+    REPLICA_REFUSED = "replica_refused"  # it chose, again, one that refuses connections
+    SKIPPED = "skipped"  # not asked, because it has just not answered others in time
+    ABANDONED = "abandoned"  # the client left, or its body did not come, before the answer
+
+
+class Asker:
+    """The worker's end of the link to the bridge, and the questions that wait for an answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slot: int, incarnation: int) -> None:
+        self._loop = loop
+        self._slot = slot
+        self._incarnation = incarnation
+        self._count = 0
+        self._link: Link | None = None
+        self._heard = False
+        self._open: dict[bytes, Question] = {}
+
+    def __repr__(self) -> str:
+        return f"<Asker {'up' if self.up else 'down'}, {len(self._open)} open>"
+
+    @property
+    def up(self) -> bool:
+        """Whether the bridge would answer: it has said that it listens on this link."""
+        return self._heard
+
+    def link(self, fd: int) -> None:
+        """A bridge lives now; the claims of its predecessor have gone with it."""
+        if self._link is not None:
+            self._link.close()
+            self._lost()
+        self._link = Link(socket.socket(fileno=fd), self._on_frame, self._lost, self._loop)
+
+    def open(self, question: Question) -> bytes:
+        self._count += 1
+        value = token(self._slot, self._incarnation, self._count)
+        self._open[value] = question
+        return value
+
+    def forget(self, value: bytes) -> None:
+        """Nobody waits for this answer any more; should it come, it is finished at once."""
+        self._open.pop(value, None)
+
+    def finish(self, value: bytes) -> None:
+        """The exchange is over: the bridge may let the router go."""
+        if self._link is not None:
+            self._link.send(finish(value))
+
+    def close(self) -> None:
+        self._heard = False
+        if self._link is not None:
+            self._link.close()
+
+    def _on_frame(self, frame: bytes) -> None:
+        if frame == HELLO:
+            self._heard = True
+            return
+        said = read_claim(frame)
+        if said is None:
+            return
+        value, replica = said
+        question = self._open.pop(value, None)
+        if question is None:
+            self.finish(value)  # the answer came too late
+        else:
+            question.claimed(replica)
+
+    def _lost(self) -> None:
+        self._heard = False
+        for question in list(self._open.values()):
+            question.bridge_lost()
+
+
+_ASKING, _CLAIMED, _OVER = range(3)
+
+
+class Question:
+    """Tells once how it ended: `chosen(replica)` or `failed(outcome)`, unless closed before.
+
+    `reading`: it waits for the client's body, since `since`; else for the router.
+    """
+
+    __slots__ = (
+        "_body",
+        "_chosen",
+        "_connection",
+        "_counted",
+        "_exchange",
+        "_failed",
+        "_plane",
+        "_router",
+        "_served",
+        "_state",
+        "_task",
+        "_token",
+        "reading",
+        "since",
+    )
+
+    def __init__(
+        self,
+        plane: Plane,
+        exchange: Exchange,
+        served: Served,
+        body: RequestBody,
+        *,
+        chosen: Callable[[str], None],
+        failed: Callable[[Outcome], None],
+    ) -> None:
+        assert served.router is not None
+        self._plane = plane
+        self._exchange = exchange
+        self._served = served
+        self._router: Endpoint = served.router
+        self._body = body
+        self._chosen = chosen
+        self._failed = failed
+        self._state = _ASKING
+        self._connection: UpstreamConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.reading = False
+        self.since = plane.loop.time()
+        self._token = plane.asker.open(self)
+        plane.loads.add(self._router.index)
+        self._counted = True
+
+    def __repr__(self) -> str:
+        return f"<Question {('asking', 'claimed', 'over')[self._state]}>"
+
+    @property
+    def asking(self) -> bool:
+        """Whether no answer has come."""
+        return self._state == _ASKING
+
+    # --- asking
+
+    def ask(self) -> None:
+        pool = self._plane.pool(self._router)
+        connection = pool.take(self.since - self._router.reuse_s)
+        if connection is None:
+            self._task = self._plane.spawn(self._connect(pool))
+        else:
+            self._send(connection)
+
+    async def _connect(self, pool: Pool) -> None:
+        try:
+            connection = await pool.connect(self._served.steer_timeout)
+        except ConnectFailedError:
+            self._task = None
+            self._fail(Outcome.ROUTER_DOWN)
+            return
+        self._task = None
+        if self.asking:
+            self._send(connection)
+        else:
+            connection.abort()
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        try:
+            body = self._body.whole()
+        except BodyTooLargeError:
+            self._body.refuse(replies.BODY_TOO_LARGE)
+            return
+        if body is not None and len(body) > self._served.steer_body_limit:
+            self._connection = None
+            connection.pool.put(connection)
+            self._fail(Outcome.BODY_LIMIT)
+            return
+        head = request_head(self._exchange, self._served, self._router, self._token)
+        connection.begin(self, head if body is None else head + body)
+        if body is None:
+            self._task = self._plane.spawn(self._send_body(connection))
+        else:
+            connection.request_done = True
+
+    async def _send_body(self, connection: UpstreamConnection) -> None:
+        """The router needs the whole request to decide. What is passed on to it is kept for the
+        replica, so nothing is read twice and held once; a body that grows too large is given to
+        a replica of our own choice as far as it has come, and relayed from there on."""
+        body = self._body
+        self._exchange.send_continue()
+        for data in body.kept:
+            connection.write(body.framed(data))
+        try:
+            while data := await self._read():
+                if body.kept_size > self._served.steer_body_limit:
+                    self._task = None
+                    self._fail(Outcome.BODY_LIMIT)
+                    return
+                connection.write(body.framed(data))
+                if connection.writing_paused:
+                    await connection.drained()
+        except BodyTooLargeError:
+            self._task = None
+            body.refuse(replies.BODY_TOO_LARGE)
+            return
+        if body.trailer:
+            connection.write(body.trailer)
+        connection.request_done = True
+        self._task = None
+
+    async def _read(self) -> bytes:
+        """A slow client is not a slow router: its time is not counted against the router's."""
+        self.reading = True
+        self.since = self._plane.loop.time()
+        data = await self._body.read()
+        self.reading = False
+        self.since = self._plane.loop.time()
+        return data
+
+    # --- answers
+
+    def claimed(self, replica: str) -> None:
+        """The bridge has seen the request on this replica's port."""
+        self._state = _CLAIMED
+        self._stop_sending()  # a router that needs no body may have answered before its end
+        self._chosen(replica)
+
+    def bridge_lost(self) -> None:
+        self._fail(Outcome.BRIDGE_DOWN)
+
+    def close(self) -> None:
+        """Let the router go, however far it is: through the bridge where that holds the request,
+        else by hanging up."""
+        state, self._state = self._state, _OVER
+        if state == _ASKING:
+            self._plane.asker.forget(self._token)
+            self._hang_up()
+        elif state == _CLAIMED:
+            self._plane.asker.finish(self._token)
+
+    def _fail(self, outcome: Outcome) -> None:
+        if self.asking:
+            self.close()
+            self._failed(outcome)
+
+    def _hang_up(self) -> None:
+        self._stop_sending()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+        self._uncount()
+
+    def _stop_sending(self) -> None:
+        task, self._task = self._task, None
+        self.reading = False
+        if task is not None:
+            task.cancel()
+
+    def _uncount(self) -> None:
+        """Once, when the router works on it no more."""
+        if self._counted:
+            self._counted = False
+            self._plane.loads.done(self._router.index)
+
+    # --- Sink: what the router answers is of no interest beyond that it came
+
+    def response_started(self, connection: UpstreamConnection) -> BodyPath:
+        if self.asking:
+            if connection.request_done:  # it reads to its end, and can be used again
+                self._state = _OVER
+                self._plane.asker.forget(self._token)
+                self._failed(Outcome.REFUSED)
+            else:
+                self._fail(Outcome.REFUSED)
+        return b"", _nowhere
+
+    def first_byte(self) -> None:
+        """Of an answer that goes nowhere."""
+
+    def response_ended(self, connection: UpstreamConnection) -> None:
+        self._connection = None
+        self._uncount()
+
+    def response_failed(
+        self, connection: UpstreamConnection, failure: Failure, detail: str
+    ) -> None:
+        self._connection = None
+        self._uncount()
+        self._fail(Outcome.ROUTER_DOWN)
+
+    def tunnel_closed(self, connection: UpstreamConnection) -> None:
+        """Never: no upgrade is asked for."""
+
+
+def _nowhere(data: bytes) -> None:
+    """The router's copy of an answer that goes straight to the client."""
