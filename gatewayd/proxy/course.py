@@ -32,18 +32,10 @@ class Course:
     not trust a pooled connection.
     """
 
-    __slots__ = (
-        "_body",
-        "_chosen",
-        "_exchange",
-        "_go",
-        "_plane",
-        "_served",
-        "_steering",
-        "_tried",
-        "fresh",
-        "to_router",
-    )
+    _steering: Steering | None = None
+    _chosen: Endpoint | None = None  # by the router, for the next attempt
+    _tried: frozenset[str] = frozenset()
+    fresh = False
 
     def __init__(
         self,
@@ -58,11 +50,7 @@ class Course:
         self._served = served
         self._body = body
         self._go = go
-        self._steering: Steering | None = None
-        self._chosen: Endpoint | None = None  # by the router, for the next attempt
-        self._tried: frozenset[str] = frozenset()
         self.to_router = served.router is not None
-        self.fresh = False
 
     def __repr__(self) -> str:
         return f"<Course {self._exchange.via}, tried {sorted(self._tried)}>"

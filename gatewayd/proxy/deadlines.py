@@ -42,16 +42,18 @@ class Deadlines:
         "_timeouts",
     )
 
-    def __init__(self, timeouts: Timeouts, body_idle_s: float, *, now: float) -> None:
+    def __init__(
+        self, timeouts: Timeouts, body_idle_s: float, *, started_at: float, now: float
+    ) -> None:
         self._timeouts = timeouts
         self._body_idle_s = body_idle_s
-        self._started_at = now
+        self._started_at = started_at
         self._progress_at = now
         self._progress = -1
         self._connection: UpstreamConnection | None = None
 
     def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
-        """`now` is loop time, in seconds."""
+        """`now` is loop time, the monotonic clock in seconds, as is `started_at`."""
         timeouts = self._timeouts
         if timeouts.total is not None and now - self._started_at > timeouts.total:
             return Late.TOTAL

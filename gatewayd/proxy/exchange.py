@@ -41,37 +41,26 @@ class Exchange:
     """`closed_by` says who ended it first: `-` nobody (it ended whole), `client`, `upstream`,
     `gateway`. `length` is the request's Content-Length, 0 without a body, -1 when chunked."""
 
-    __slots__ = (
-        "attempts",
-        "bytes_in",
-        "bytes_out",
-        "client",
-        "close",
-        "closed_by",
-        "connection",
-        "expects_continue",
-        "first_byte_at",
-        "forwarded_lines",
-        "head",
-        "host",
-        "http11",
-        "length",
-        "message",
-        "method",
-        "payload",
-        "replica",
-        "request_id",
-        "rule_path",
-        "running",
-        "served",
-        "started_at",
-        "status",
-        "target",
-        "token_name",
-        "upgrade",
-        "upstream_target",
-        "via",
-    )
+    # Defaults of the class instead of slots: an exchange sets what it needs, and most need little.
+    head: RequestHead = None  # type: ignore[assignment]
+    host = ""
+    request_id = b""
+    served: Served | None = None
+    length = 0
+    expects_continue = False
+    upgrade = b""
+    rule_path = "/"
+    forwarded_lines = b""
+    running: Running | None = None
+    status = 0
+    replica = ""
+    via = "-"
+    token_name = ""
+    attempts = 0
+    bytes_in = 0
+    bytes_out = 0
+    first_byte_at = 0.0
+    closed_by = "-"
 
     def __init__(
         self, connection: ClientConnection, message: RawRequestMessage, payload: StreamReader
@@ -81,30 +70,11 @@ class Exchange:
         self.payload = payload
         self.method: str = message.method
         self.target: str = message.path
+        self.upstream_target = self.target
         self.http11 = message.version is HttpVersion11 or message.version == HttpVersion11
         self.close = message.should_close or not self.http11
         self.started_at = time.monotonic()
-        self.head: RequestHead = None  # type: ignore[assignment]
-        self.host = ""
         self.client = connection.peer
-        self.request_id = b""
-        self.served: Served | None = None
-        self.length = 0
-        self.expects_continue = False
-        self.upgrade = b""
-        self.rule_path = "/"
-        self.upstream_target = self.target
-        self.forwarded_lines = b""
-        self.running: Running | None = None
-        self.status = 0
-        self.replica = ""
-        self.via = "-"
-        self.token_name = ""
-        self.attempts = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.first_byte_at = 0.0
-        self.closed_by = "-"
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.host} {self.status or 'open'}>"

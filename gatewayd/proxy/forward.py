@@ -36,34 +36,20 @@ _JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
 class Forward:
     """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile."""
 
-    __slots__ = (
-        "_body",
-        "_connecting",
-        "_connection",
-        "_course",
-        "_deadlines",
-        "_endpoint",
-        "_exchange",
-        "_failure",
-        "_over",
-        "_plane",
-        "_responding",
-        "_served",
-    )
+    _endpoint: Endpoint | None = None
+    _connection: UpstreamConnection | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _deadlines: Deadlines | None = None
+    _over = False
+    _responding = False
+    _failure = ""  # of the last attempt
 
     def __init__(self, plane: Plane, exchange: Exchange, served: Served) -> None:
         self._plane = plane
         self._exchange = exchange
         self._served = served
-        self._endpoint: Endpoint | None = None
-        self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._over = False
-        self._responding = False
-        self._failure = ""  # of the last attempt
         self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
         self._course = Course(plane, exchange, served, self._body, self._attempt)
-        self._deadlines = Deadlines(served.timeouts, plane.body_idle_timeout, now=plane.loop.time())
         exchange.running = self
 
     def __repr__(self) -> str:
@@ -320,8 +306,12 @@ class Forward:
             return  # connecting is bounded by its own timeout
         deadlines = self._deadlines
         if deadlines is None:  # most exchanges end before the first sweep
-            bounds = self._served.timeouts, self._plane.body_idle_timeout
-            deadlines = self._deadlines = Deadlines(*bounds, now=now)
+            deadlines = self._deadlines = Deadlines(
+                self._served.timeouts,
+                self._plane.body_idle_timeout,
+                started_at=self._exchange.started_at,
+                now=now,
+            )
         late = deadlines.check(now, connection, self._exchange)
         if late is Late.BODY:
             self._refuse_upload(replies.BODY_TIMEOUT)
