@@ -246,9 +246,11 @@ class Replica:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    async def start(self, sock: socket.socket | None = None) -> None:
+        """Listen on the path, or on a socket that is bound to it."""
+        where = {"path": self.path} if sock is None else {"sock": sock}
         # The limit bounds what this end takes unasked, so that back-pressure reaches the gateway.
-        self._server = await asyncio.start_unix_server(self._connected, self.path, limit=1 << 16)
+        self._server = await asyncio.start_unix_server(self._connected, limit=1 << 16, **where)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Wire(reader, writer)
@@ -293,7 +295,8 @@ class Replica:
         if self._server is not None:
             self._server.close()
             self._server = None
-        self.path.unlink(missing_ok=True)
+        if self.path.is_socket():
+            self.path.unlink()
 
     async def stop(self) -> None:
         self.stop_listening()
