@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("whole_gateway", "whole_replicas", "whole_streams")
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:

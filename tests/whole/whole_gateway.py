@@ -134,11 +134,13 @@ class Gateway:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        fine = False
         try:
             await self.stop(judge=error is None)
+            fine = error is None
         finally:
             await self.destroy()
-            if error is not None:
+            if not fine:
                 sys.stderr.write(f"--- log of the gateway\n{self.read_log()}---\n")
 
     def write_file(self) -> None:
@@ -207,7 +209,8 @@ class Gateway:
 
     def judge(self) -> None:
         assert not processes_of(self.tmp), processes_of(self.tmp)
-        assert self.suspicious_lines() == []
+        suspicious = self.suspicious_lines()
+        assert not suspicious, suspicious
         assert list(self.tmp.iterdir()) == []
         assert not self.admin_path.exists()
 
@@ -232,6 +235,16 @@ class Gateway:
 
     def access_lines(self) -> list[str]:
         return self.access_log.read_text().splitlines() if self.access_log.exists() else []
+
+    async def ways(self, request_ids: list[str]) -> list[str]:
+        """How requests went, by the access log: direct, through, steered, fallback."""
+
+        def found() -> dict[str, str]:
+            fields = [line.split() for line in self.access_lines()]
+            return {f[-1]: f[4] for f in fields}
+
+        await eventually(lambda: found().keys() >= set(request_ids), 3, "their access lines")
+        return [found()[request_id] for request_id in request_ids]
 
     # --- its admin address
 
@@ -322,3 +335,23 @@ class Metrics(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
     def total(self, name: str, **labels: str) -> float:
         """The sum of all series with these labels; 0 without any."""
         return sum(self.matching(name, **labels))
+
+
+async def gatewayd(*argv: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """A command as typed: exit code, standard output, standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gatewayd", *argv),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()

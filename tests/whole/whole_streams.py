@@ -36,11 +36,12 @@ class Heard:
 
 @dataclass
 class Clients:
-    """Everybody who talks to one service of a gateway."""
+    """Everybody who talks to one service of a gateway. `ids` are those of answered posts."""
 
     url: str
     service: str
     session: aiohttp.ClientSession
+    ids: list[str] = field(default_factory=list)
 
     async def post(
         self, path: str = "/v1/chat/completions", prompt: str = "hi", **body: object
@@ -49,6 +50,7 @@ class Clients:
         async with self.session.post(
             self.url + path, json=body, headers={"Host": f"{self.service}.test"}
         ) as response:
+            self.ids.append(response.headers["X-Request-Id"])
             return response.status, await response.json(content_type=None)
 
     async def stream(self, tokens: int, heard: Heard | None = None, prompt: str = "hi") -> Heard:
