@@ -197,7 +197,8 @@ class Control:
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]
     ) -> RouterHost:
-        folder = service_key.replace("/", "-")
+        project, _, name = service_key.partition("/")
+        folder = name if project == self.config.project else f"{project}@{name}"
         return RouterHost(
             service_key,
             spec,

@@ -259,7 +259,7 @@ async def test_a_hung_worker_is_replaced(make_run: MakeRun, engine: FakeEngine) 
     pid = (await run.status())["workers"][0]["pid"]
     os.kill(pid, signal.SIGSTOP)
     await until(lambda: "has been silent for 3 s" in run.text)
-    await run.until_status(lambda status: status["ready"])
+    await run.until_status(lambda s: s["ready"] and s["workers"][0]["restarts"] == 1)
     assert not alive(pid)
 
 
@@ -363,7 +363,7 @@ async def test_a_socket_of_systemd_is_served(
     assert await run.exit_code() == 0
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("after_s", [0.1, 0.6])
 async def test_stopped_while_starting_it_leaves_nobody(
     make_run: MakeRun, home: Path, after_s: float
 ) -> None:
