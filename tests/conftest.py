@@ -1,9 +1,11 @@
-"""Tests that need a program which is not from the Python package index say so with
-`@pytest.mark.needs("promtool")`: without it they are deselected, and a line at the end tells.
-So are those marked `e2e` without an installation of real workers to run them with."""
+"""Tests that need a program which is not from the Python package index, or a package that gatewayd
+does not depend on, say so with `@pytest.mark.needs("promtool")`: without it they are deselected,
+and a line at the end tells. So are those marked `e2e` without an installation of real workers to
+run them with."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -16,6 +18,7 @@ PACKAGES = {
     "wrk": "wrk",
     "systemd-analyze": "systemd",
 }
+EXTRAS = ("smg",)  # of gatewayd's own; another package has a program of that name
 WORKERS = "GATEWAYD_SGLANG_DIR"  # docs/real-sglang.md
 _missing = pytest.StashKey[dict[str, int]]()
 
@@ -34,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             program
             for mark in item.iter_markers("needs")
             for program in mark.args
-            if shutil.which(program, path=path) is None
+            if not _is_there(program, path)
         ]
         if item.get_closest_marker("e2e") and not os.environ.get(WORKERS):
             absent.append(WORKERS)
@@ -46,11 +49,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left)
 
 
+def _is_there(program: str, path: str) -> bool:
+    if program in EXTRAS:
+        return importlib.util.find_spec(program) is not None
+    return shutil.which(program, path=path) is not None
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     for program, count in sorted(config.stash[_missing].items()):
         cure = f"Debian: apt-get install {PACKAGES.get(program, program)}"
+        if program in EXTRAS:
+            cure = f"pip install --editable '.[{program}]'"
         if program == WORKERS:
             cure = "real workers, see docs/real-sglang.md"
         terminalreporter.write_line(f"not run: {count} that need {program} ({cure})", yellow=True)

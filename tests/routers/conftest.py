@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -13,15 +12,6 @@ from live_router import Client, running, settle
 from gatewayd.routers.http_router import HttpRouter
 
 pytest.register_assert_rewrite("router_promises")
-
-_NO_SMG = importlib.util.find_spec("smg") is None
-collect_ignore_glob = ["test_smg_*.py"] if _NO_SMG else []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _NO_SMG:
-        cure = "pip install --editable '.[smg]'"
-        terminalreporter.write_line(f"not run: those of the smg router ({cure})", yellow=True)
 
 
 @pytest.fixture(scope="module")

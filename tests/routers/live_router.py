@@ -95,7 +95,7 @@ class Client:
         model: str = "fake-model",
         **body: Any,
     ) -> tuple[int, str | None, Any]:
-        """(status, the router's own error code, JSON)."""
+        """(status, the router's own error code, JSON or the bytes of a stream)."""
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], **body}
         async with self.session.post(
             f"{self.url}/v1/chat/completions",
@@ -103,4 +103,6 @@ class Client:
             headers={**(headers or {}), **self.headers},
         ) as response:
             code = response.headers.get(self._router.traits.error_header.decode())
+            if body.get("stream"):
+                return response.status, code, await response.read()
             return response.status, code, await response.json(content_type=None)
