@@ -54,6 +54,8 @@ _RESPONSE_DROP: Final = frozenset(
         b"x-request-id",
         b"x-accel-buffering",
         b"x-accel-redirect",
+        b"x-gatewayd-replica",  # what the bridge tells the edge, and never a replica
+        b"x-gatewayd-failure",
     )
 )
 _RESPONSE_NOTE: Final = frozenset((b"content-length", b"content-type", b"date"))

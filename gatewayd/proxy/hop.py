@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Between the bridge and the edge: how an attempt at a replica failed, and which replica it was.
 FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
 REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
-BRIDGE_FIELDS: Final = frozenset((FAILURE_FIELD.lower(), REPLICA_FIELD.lower()))
 
 
 def request_head(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core.retry import Failure
-from gatewayd.proxy.hop import BRIDGE_FIELDS, FAILURE_FIELD, REPLICA_FIELD
+from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD
 
 if TYPE_CHECKING:
     from gatewayd.core.model import RouterTraits
@@ -37,11 +37,10 @@ class Word:
 
 
 def hear(connection: UpstreamConnection, traits: RouterTraits) -> Word:
-    """Read the marks of router and bridge, and take them off the head."""
+    """Read the marks of router and bridge; those of the bridge travel no further."""
     error = connection.head.field(traits.error_header) if traits.error_header else None
     failure = connection.head.field(FAILURE_FIELD.lower())
     replica = (connection.head.field(REPLICA_FIELD.lower()) or b"").decode("latin-1")
-    connection.head.drop(BRIDGE_FIELDS)
     if connection.status >= 500:
         if failure is not None:
             return Word(replica, HopFailure(failure.decode("latin-1"), failure in _UNSENT))

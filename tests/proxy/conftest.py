@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from harness import Gateway
+from steered import Steered
 
 from gatewayd.core.model import Log
 
@@ -43,3 +44,10 @@ async def gateway(
     await gateway.settle()
     errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert not errors
+
+
+@pytest.fixture
+async def steered(gateway: Gateway) -> AsyncIterator[Steered]:
+    steered = Steered(gateway)
+    yield steered
+    await steered.settle()
