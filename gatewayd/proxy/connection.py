@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from gatewayd.core import reply as replies
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
+_HEAD_END: Final = b"\r\n\r\n"
 _LINGER_S: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
 _LINGER_SIZE: Final = 64 * 1024 * 1024
@@ -69,7 +71,7 @@ class ClientConnection(RequestHandler):
         "_idle_since",
         "_linger_until",
         "_lingered",
-        "_parser_full",
+        "_parser_holds",
         "_peers",
         "_stalled_at",
         "_stalled_since",
@@ -86,6 +88,18 @@ class ClientConnection(RequestHandler):
         self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
     ) -> None:
         super().__init__(server, **kwargs)
+        # Like aiohttp's own, but it stops behind each message and keeps the rest raw: a request
+        # is parsed when its turn comes, and what is wrong with it is said in its turn.
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            auto_decompress=False,
+            max_msg_queue_size=1,
+        )
         self._handler = handler
         self._peers = peers
         self._counted = False
@@ -98,7 +112,7 @@ class ClientConnection(RequestHandler):
         self._advancing = False
         self._held: list[bytes] = []
         self._held_size = 0
-        self._parser_full = False
+        self._parser_holds = False  # perhaps: bytes behind the last message
         self._head_since = 0.0
         self._head_size = 0
         self._idle_since = self._loop.time()
@@ -192,33 +206,32 @@ class ClientConnection(RequestHandler):
     def _feed(self, data: bytes) -> None:
         assert self._parser is not None
         try:
-            messages, upgraded, tail = self._parser.feed_data(data)
+            messages, _, _ = self._parser.feed_data(data)
         except HttpProcessingError as error:
             self._refuse(refusal_of(error, self._handler.limits))
             return
+        limits = self._handler.limits
         if messages:
-            limits = self._handler.limits
-            if self._head_size + len(data) > limits.header_size and any(
-                sum(len(n) + len(v) + 4 for n, v in message.raw_headers) > limits.header_size
-                for message, _ in messages
-            ):
-                self._refuse(replies.HEAD_TOO_LARGE)
-                return
+            # What the parser held was not counted, but a head that came alone fits without adding.
+            if self._parser_holds or self._head_size + len(data) > limits.header_size:
+                size = sum(len(n) + len(v) + 4 for n, v in messages[0][0].raw_headers)
+                if size > limits.header_size:
+                    self._refuse(replies.HEAD_TOO_LARGE)
+                    return
             self._messages.extend(messages)
             self._head_since = 0.0
             self._head_size = 0
-            self._parser_full = len(self._messages) >= self._max_msg_queue_size
-        elif self.exchange is None and data:
-            if not self._head_since:
+            if not self._parser_holds:
+                # The end of a body is not seen here, so something may always lie behind it.
+                alone = messages[0][1].is_eof() and data.find(_HEAD_END) == len(data) - 4
+                self._parser_holds = not alone
+        elif self.exchange is None:
+            self._parser_holds = False
+            if data and not self._head_since:
                 self._head_since = self._loop.time()
             self._head_size += len(data)
-            limits = self._handler.limits
             if self._head_size > limits.header_size + limits.request_line_size:
                 self._refuse(replies.HEAD_TOO_LARGE)
-                return
-        if upgraded:
-            # The parser has stopped; what follows belongs to the new protocol if it is granted.
-            self._hold(tail)
 
     def _advance(self) -> None:
         """Start the next request unless one runs, or the client does not take answers."""
@@ -240,8 +253,7 @@ class ClientConnection(RequestHandler):
                     self._feed(data)
                     if self._buffer_paused:
                         self._resume_reading_for_buffer()
-                elif self._parser_full:
-                    self._parser_full = False
+                elif self._parser_holds:
                     self._feed(b"")
                 else:
                     break
@@ -259,7 +271,7 @@ class ClientConnection(RequestHandler):
             self.finish(lingering=not exchange.payload.is_eof())
             return
         self._idle_since = self._loop.time()
-        if self._messages or self._held or self._parser_full:
+        if self._messages or self._held or self._parser_holds:
             self._advance()
 
     def _hold(self, data: bytes) -> None:
@@ -348,7 +360,9 @@ class ClientConnection(RequestHandler):
     def start_tunnel(self, upstream: UpstreamConnection) -> None:
         """From here on bytes pass both ways unparsed (RFC 9110, 7.8)."""
         self._tunnel = upstream
-        early = b"".join(self._held)
+        assert self._parser is not None
+        self._parser.set_upgraded(True)  # whatever the protocol is, aiohttp knows but one
+        early = b"".join((self._parser.feed_data(b"")[2], *self._held))
         self._held.clear()
         self._held_size = 0
         if early:

@@ -69,9 +69,14 @@ async def test_the_bound_holds_for_every_head_of_a_connection(
     client = await gateway.client()
     large = get("/large", *["A: " + "b" * 100] * 20)
     if pipelined:
-        await client.send(get("/1") + large)
+        await client.send(get("/1") + get("/2") + large)
+        assert (await client.message()).status == 200
     else:
-        assert (await client.ask(get("/1"))).status == 200
+        await client.send(get("/1"))
+        assert (await client.message()).status == 200
+        await client.send(get("/2"))
+    assert (await client.message()).status == 200
+    if not pipelined:
         await client.send(large)
     await refused(client, 431)
     assert "/large" not in {r.target for r in replica.requests}

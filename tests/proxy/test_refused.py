@@ -95,7 +95,6 @@ REQUESTS: dict[str, bytes] = {
     "CONNECT with path": b"CONNECT /x HTTP/1.1\r\n" + HOST + b"\r\n",
     "an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "other protocol": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-    "RTSP": b"OPTIONS / RTSP/1.0\r\n" + HOST + b"\r\n",
     # hosts
     "no Host": b"GET / HTTP/1.1\r\nA: b\r\n\r\n",
     "empty Host": b"GET / HTTP/1.1\r\nHost: \r\n\r\n",
