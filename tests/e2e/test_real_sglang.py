@@ -115,8 +115,8 @@ class Worker:
         found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
-    async def running(self) -> float:
-        return await self.metric("sglang:num_running_reqs")
+    async def aborted(self) -> float:
+        return await self.metric("sglang:num_aborted_requests_total")
 
     async def finished(self) -> float:
         return await self.metric("sglang:num_requests_total")
@@ -125,7 +125,6 @@ class Worker:
 @dataclass(slots=True)
 class Whole:
     workers: list[Worker]
-    config: Path
     process: asyncio.subprocess.Process
     base_url: str
     admin_url: str
@@ -137,9 +136,12 @@ class Whole:
         async with self.http.get(f"{self.admin_url}/metrics") as response:
             return await response.text()
 
+    async def series(self, pattern: str) -> list[str]:
+        return re.findall(f"^{pattern}", await self.metrics(), re.MULTILINE)
+
     async def router_up(self) -> bool:
         try:
-            return bool(re.search(r"^gatewayd_router_up\{.*\} 1", await self.metrics(), re.M))
+            return await self.series(r"gatewayd_router_up\{.*\} 1") != []
         except aiohttp.ClientError:
             return False
 
@@ -175,9 +177,9 @@ class Whole:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
+async def workers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Worker]]:
     start = str(Path(os.environ["GATEWAYD_SGLANG_DIR"], "start"))
-    folder = tmp_path_factory.mktemp("e2e")
+    folder = tmp_path_factory.mktemp("workers")
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
         workers = [
@@ -190,43 +192,43 @@ async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole
             await stack.enter_async_context(unix_to_tcp(worker.socket, worker.port))
         for worker in workers:
             await until(worker.healthy, WORKER_READY_S, f"worker {worker.name} ({folder})")
-        model = await workers[0].model()
-        public, admin = free_port(), free_port()
-        config = folder / "gateway.yaml"
-        config.write_text(
-            yaml.safe_dump(
-                {
-                    "domain": "localhost",
-                    "router": "sglang",
-                    "workers": 2,
-                    "state_dir": str(folder / "state"),
-                    "listen": {"http": f"127.0.0.1:{public}", "admin": f"127.0.0.1:{admin}"},
-                    "auth": {"type": "tokens", "tokens": [{"name": "t", "token": "secret-token"}]},
-                    "services": [
-                        {
-                            "name": "llm",
-                            "domain": "127.0.0.1",
-                            "model": model,
-                            "replicas": [{"id": w.name, "socket": w.socket} for w in workers],
-                        }
-                    ],
-                }
-            )
-        )
-        process = await stack.enter_async_context(
-            running(
-                *(sys.executable, "-m", "gatewayd", "run", "-c", str(config)),
-                log=folder / "gatewayd.log",
-                stop_s=45,
-            )
-        )
-        base_url = f"http://127.0.0.1:{public}"
-        client = openai.AsyncOpenAI(
+        yield workers
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["through", "steer"])
+async def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, workers: list[Worker]
+) -> AsyncIterator[Whole]:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = await workers[0].model()
+    public, admin = free_port(), free_port()
+    service = {
+        "name": "llm",
+        "domain": "127.0.0.1",
+        "model": model,
+        "replicas": [{"id": worker.name, "socket": worker.socket} for worker in workers],
+    }
+    config = {
+        "domain": "localhost",
+        "router": {"type": "sglang", "mode": request.param},
+        "workers": 2,
+        "state_dir": str(folder / "state"),
+        "listen": {"http": f"127.0.0.1:{public}", "admin": f"127.0.0.1:{admin}"},
+        "auth": {"type": "tokens", "tokens": [{"name": "t", "token": "secret-token"}]},
+        "services": [service],
+    }
+    file = folder / "gateway.yaml"
+    file.write_text(yaml.safe_dump(config))
+    base_url, admin_url = f"http://127.0.0.1:{public}", f"http://127.0.0.1:{admin}"
+    gateway = (sys.executable, "-m", "gatewayd", "run", "-c", str(file))
+    async with (
+        aiohttp.ClientSession() as http,
+        openai.AsyncOpenAI(
             base_url=f"{base_url}/v1", api_key="secret-token", max_retries=0, timeout=120
-        )
-        await stack.enter_async_context(client)
-        admin_url = f"http://127.0.0.1:{admin}"
-        whole = Whole(workers, config, process, base_url, admin_url, model, http, client)
+        ) as client,
+        running(*gateway, log=folder / "gatewayd.log", stop_s=45) as process,
+    ):
+        whole = Whole(workers, process, base_url, admin_url, model, http, client)
         await until(whole.router_up, 20, f"the router ({folder})")
         yield whole
         process.terminate()
@@ -278,15 +280,13 @@ async def test_a_client_that_leaves_frees_the_worker(whole: Whole) -> None:
         if received == 5:
             break
 
-    async def busy() -> bool:
-        return sum([await worker.running() for worker in whole.workers]) > 0
-
-    async def idle() -> bool:
-        return not await busy()
-
-    await until(busy, 5, "a worker generates")
+    before = sum([await worker.aborted() for worker in whole.workers])
     await stream.close()
-    await until(idle, 5, "no worker generates for nobody")
+
+    async def told() -> bool:
+        return sum([await worker.aborted() for worker in whole.workers]) == before + 1
+
+    await until(told, 5, "a worker stops generating for nobody")
 
 
 @pytest.mark.parametrize("path", ["/flush_cache", "/workers", "/get_server_info", "/metrics"])
@@ -304,19 +304,24 @@ async def test_without_a_token_nothing_is_answered(whole: Whole) -> None:
 async def test_replicas_come_and_go_under_streams(whole: Whole) -> None:
     """b is drained while streams run, a takes everything, b comes back: none is cut or refused."""
     worker = whole.workers[1]
-    streams = [asyncio.create_task(whole.stream(400)) for _ in range(8)]
+    streams = [asyncio.create_task(whole.stream(1500)) for _ in range(8)]
 
-    async def both_busy() -> bool:
-        return min([await worker.running() for worker in whole.workers]) > 0
+    async def both_busy() -> bool:  # by our count: the workers' own lags by seconds
+        busy = await whole.series(r"gatewayd_requests_in_flight\{.*\} [1-9]")
+        return len(busy) == 2
+
+    async def draining() -> bool:
+        return await whole.series(r'gatewayd_replicas\{.*state="draining".*\} 1') != []
 
     await until(both_busy, 10, "both workers generate")
     drain = asyncio.create_task(
         whole.command("replica", "drain", "llm", worker.name, "--timeout", "2m")
     )
-    later = [asyncio.create_task(whole.stream(20)) for _ in range(8)]
-    assert await asyncio.gather(*later) == [20] * 8
-    assert not any(stream.done() for stream in streams)
-    assert await asyncio.gather(*streams) == [400] * 8
+    await until(draining, 10, "b is being drained")
+    assert await asyncio.gather(*(whole.stream(20) for _ in range(8))) == [20] * 8
+    assert [stream.result() for stream in streams if stream.done()] == []
+    assert not drain.done()
+    assert await asyncio.gather(*streams) == [1500] * 8
     await drain
 
     before = await worker.finished()
@@ -352,4 +357,6 @@ async def routers_of(pid: int) -> list[int]:
     )
     out, _ = await process.communicate()
     lines = [line.split(None, 1) for line in out.decode().splitlines()]
-    return [int(number) for number, name in lines if re.search("routers/http_launch|sglang::", name)]
+    return [
+        int(number) for number, name in lines if re.search("routers/http_launch|sglang::", name)
+    ]
