@@ -12,23 +12,42 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from aiohttp import WSMsgType, web
 from fake_engine import FakeEngine, Recorded
 from whole_gateway import eventually
 
+from gatewayd.net.listeners import answers
+
 
 @dataclass
 class Replica(FakeEngine):
     """With `stepped`, each token waits for a `step()`. `/echo` is a WebSocket; `/who` says its
-    name."""
+    name. `manner` of POSTs: "mute" never answers, "breaks" cuts the connection instead."""
 
     stepped: bool = False
+    manner: Literal["", "mute", "breaks"] = ""
     _steps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     def step(self, tokens: int = 1) -> None:
         for _ in range(tokens):
             self._steps.release()
+
+    async def vanish(self, *, leaving: str | None = None) -> None:
+        """Its socket goes; `leaving` is the text of a plain file in its place."""
+        await self.stop()
+        self.clear(leaving)
+
+    async def come_back(self) -> None:
+        self.clear()
+        await self.start()
+
+    def clear(self, leaving: str | None = None) -> None:
+        path = Path(str(self.path))
+        path.unlink(missing_ok=True)
+        if leaving is not None:
+            path.write_text(leaving)
 
     async def _pause(self) -> None:
         if self.stepped:
@@ -36,6 +55,10 @@ class Replica(FakeEngine):
         await super()._pause()
 
     async def _answer(self, request: web.Request, recorded: Recorded) -> web.StreamResponse:
+        if request.method == "POST" and self.manner:
+            if self.manner == "breaks" and request.transport is not None:
+                request.transport.abort()
+            await asyncio.get_running_loop().create_future()  # until it is cancelled
         if request.path == "/echo":
             return await _echo(request)
         if request.path == "/who":
@@ -56,16 +79,18 @@ async def _echo(request: web.Request) -> web.StreamResponse:
 
 @asynccontextmanager
 async def replica_process(
-    path: Path, *, gap_s: float = 0.02
+    like: Replica, *, gap_s: float = 0.02
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A fake engine that may be killed; whatever is left of it ends with the block."""
+    """A replica of that name and path which may be killed; what is left ends with the block."""
+    path = Path(str(like.path))
+    like.clear()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, str(path), str(gap_s)),
+        *(sys.executable, __file__, like.name, str(path), str(gap_s)),
         stdin=asyncio.subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     try:
-        await eventually(path.exists, 10, f"{path} is bound")
+        await eventually(lambda: answers(str(path)), 10, f"{path} is listened on")
         yield process
     finally:
         if process.returncode is None:
@@ -73,8 +98,8 @@ async def replica_process(
         await process.wait()
 
 
-async def _main(path: str, gap_s: str) -> None:
-    async with Replica(Path(path).stem, path, gap_s=float(gap_s)):
+async def _main(name: str, path: str, gap_s: str) -> None:
+    async with Replica(name, path, gap_s=float(gap_s)):
         await asyncio.get_running_loop().create_future()
 
 

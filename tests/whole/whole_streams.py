@@ -19,7 +19,7 @@ class Broken(AssertionError):  # noqa: N818
 
 @dataclass
 class Heard:
-    """What a stream has said so far. `end` is then "whole" or "cut"."""
+    """What a stream has said so far. `end` is then "whole", "cut" or "refused"."""
 
     tokens: int = 0
     replica: str = ""
@@ -71,6 +71,8 @@ class Clients:
                 headers={"Host": f"{self.service}.test"},
             ) as response:
                 if response.status != 200:
+                    heard.end = "refused"
+                    heard.moved.set()
                     raise Broken(f"{response.status}: {await response.text()}")
                 async for line in response.content:
                     done = done or line.startswith(b"data: [DONE]")
@@ -110,6 +112,9 @@ async def begin(clients: Clients, count: int, tokens: int) -> list[Heard]:
     for one in heard:
         one.task = asyncio.create_task(clients.stream(tokens, one))
     await asyncio.gather(*(reaches(one, 2) for one in heard))
+    for one in heard:
+        if one.end:
+            await one.over()
     return heard
 
 
