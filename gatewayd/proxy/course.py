@@ -78,7 +78,8 @@ class Course:
         if self._chosen is not None:
             chosen, self._chosen = self._chosen, None
             return chosen
-        return self._served.choose(self._plane, self._tried)
+        served = self._served if self._steering is None else self._served.newest
+        return served.choose(self._plane, self._tried)
 
     def failed(
         self, endpoint: Endpoint, failure: Failure, sent: Sent, *, reused: bool

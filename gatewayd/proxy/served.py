@@ -123,10 +123,15 @@ class Served:
             and exchange.upstream_target.partition("?")[0] in self.steer_paths
         )
 
-    def endpoint_now(self, replica: str) -> Endpoint | None:
-        """A replica that takes new requests at this moment, whatever the exchange began with."""
-        newest = self.live.served or self
-        for endpoint in newest.upstream.endpoints:
+    @property
+    def newest(self) -> Served:
+        """The service as it is now: a question to its router takes time, and a replica that has
+        left meanwhile must get nothing new."""
+        return self.live.served or self
+
+    def endpoint(self, replica: str) -> Endpoint | None:
+        """A replica that takes new requests."""
+        for endpoint in self.upstream.endpoints:
             if endpoint.replica == replica:
                 return endpoint
         return None

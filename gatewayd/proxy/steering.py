@@ -96,7 +96,7 @@ class Steering:
 
     def _chosen(self, replica: str) -> None:
         self._served.live.ask_after = 0.0
-        endpoint = self._served.endpoint_now(replica)
+        endpoint = self._served.newest.endpoint(replica)
         if endpoint is None:
             self._let_go()
             self._alone(Outcome.GONE)

@@ -8,8 +8,6 @@ await steered.finished(asked)             # the worker lets it go, the router an
 
 from __future__ import annotations
 
-import asyncio
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,13 +190,3 @@ def headers_of(message: Message) -> list[tuple[str, str]]:
         for name, value in message.fields
         if name.lower() not in own and not name.lower().startswith("x-forwarded-")
     ]
-
-
-async def turns(count: int = 5) -> None:
-    """So that what is on its way within this process arrives."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
