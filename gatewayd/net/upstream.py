@@ -63,6 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_complete",
         "_drained",
         "_is_head",
+        "_is_last",
         "_lead",
         "_messages",
         "_parser",
@@ -105,6 +106,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._messages = 0
         self._complete = False
         self._is_head = False
+        self._is_last = False
         self._wants_upgrade = False
         self._strip: frozenset[bytes] = frozenset()
         self._write_body: Callable[[bytes], None] = _nowhere
@@ -125,15 +127,18 @@ class UpstreamConnection(asyncio.Protocol):
         data: bytes,
         *,
         is_head: bool = False,
+        is_last: bool = False,
         wants_upgrade: bool = False,
         strip: frozenset[bytes] = frozenset(),
     ) -> None:
-        """Send the request head (and body so far) and expect one response for `sink`."""
+        """Send the request head (and body so far) and expect one response for `sink`. `is_last`
+        when the head says `Connection: close`."""
         self._sink = sink
         self.state = HEAD
         self.request_done = False
         self.received = 0
         self._is_head = is_head
+        self._is_last = is_last
         self._wants_upgrade = wants_upgrade
         self._strip = strip
         self.transport.write(data)
@@ -346,7 +351,7 @@ class UpstreamConnection(asyncio.Protocol):
         sink, self._sink = self._sink, None
         self._parser = None
         self._write_body = self._write_rest = _nowhere
-        if reusable and self.request_done and self.state != CLOSED:
+        if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
             self.resume_reading()
             self.pool.put(self)

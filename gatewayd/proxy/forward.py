@@ -20,7 +20,7 @@ from gatewayd.net.pool import ConnectFailedError, Pool
 from gatewayd.net.upstream import BodyPath, UpstreamConnection
 from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
-from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head
+from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, sent_last
 from gatewayd.proxy.plane import POOL_IDLE_S
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
@@ -114,6 +114,7 @@ class Forward:
             self,
             head + body if body and len(body) <= _JOIN_SIZE else head,
             is_head=exchange.method == "HEAD",
+            is_last=sent_last(exchange, endpoint),
             wants_upgrade=bool(exchange.upgrade),
             strip=served.strip_router_response if self._course.to_router else served.strip_response,
         )

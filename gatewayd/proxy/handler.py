@@ -204,6 +204,8 @@ class Edge:
             # Other codings than this one would have to be undone, or passed on to be understood.
             if coding.lower() != b"chunked" or not exchange.message.chunked:
                 raise BadHead("Only the transfer coding `chunked` is understood")
+            if not exchange.http11:
+                raise BadHead("HTTP/1.0 knows no transfer coding")
             exchange.length = -1
         elif length is not None:
             exchange.length = int(length)

@@ -60,10 +60,16 @@ def request_head(
         parts.append(b"Content-Length: 0\r\n")
     if exchange.upgrade:
         parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade)
-    elif not exchange.http11 or not (endpoint.reuse_s or is_idempotent(exchange.method)):
-        parts.append(b"Connection: close\r\n")  # no later request would take this connection
+    elif sent_last(exchange, endpoint):
+        parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def sent_last(exchange: Exchange, endpoint: Endpoint) -> bool:
+    """Whether the endpoint is told that nothing follows on its connection: it had to be a fresh
+    one, and a replica that closes at once holds fewer descriptors than one that waits."""
+    return not exchange.http11 or not (endpoint.reuse_s or is_idempotent(exchange.method))
 
 
 def _routing_key(exchange: Exchange, served: Served) -> bytes:
