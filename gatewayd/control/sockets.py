@@ -73,7 +73,8 @@ class Sockets:
 
     def close_public(self) -> None:
         """From now on only the workers hold them: what they close is closed."""
-        for listener in self.public:
+        closed, self.public = self.public, []
+        for listener in closed:
             listener.close()
 
     def close(self) -> None:
