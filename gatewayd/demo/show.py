@@ -21,7 +21,7 @@ from gatewayd.core.model import Address, TcpAddress, UnixAddress
 SHOWN_WITHIN_S: Final = 20.0
 MODEL: Final = "demo-llm"
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})
-_PAST: Final = "gatewayd_router_fallbacks_total"
+_ROUTED: Final = re.compile(r"^smg_router_requests_total\{.*\} (\S+)$", re.MULTILINE)
 _ASK: Final[dict[str, Any]] = {
     "model": MODEL,
     "stream": True,
@@ -63,48 +63,59 @@ def _dialled(address: Address) -> Address:
     return address
 
 
-async def _counted(admin: Address, name: str, progress: _Progress) -> float:
-    """The sum of a metric's series; 0 while there is none, or no one to ask."""
-    assert isinstance(admin, UnixAddress)
-    connector = aiohttp.UnixConnector(admin.path)
-    progress.seen = ""
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector) as http,
-            http.get("http://admin/metrics") as response,
-        ):
-            text = await response.text()
-    except aiohttp.ClientError as error:
-        progress.seen = str(error)
-        return 0.0
-    if response.status != 200:
-        progress.seen = f"/metrics answers {response.status}"
-    values = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
-    return sum(map(float, values))
+async def _through_the_router(base_url: str, admin: Address, progress: _Progress, say: Say) -> None:
+    """Stream answers until one has made the router's own count of requests go up.
 
-
-async def _until_more(admin: Address, name: str, than: float, progress: _Progress) -> None:
+    While a router starts requests go straight to the replicas, and look just the same.
+    """
+    metrics = await _router_ready(admin, progress)
+    progress.missing = "an answer that came through the router"
     while True:
-        value = await _counted(admin, name, progress)
-        if value > than:
-            return
-        progress.seen = progress.seen or f"{name} is {value:g}"
+        before = await _routed(metrics, progress)
+        await _stream_answer(base_url, progress, say)
+        for _ in range(10):  # it may count a moment after the answer has ended
+            if await _routed(metrics, progress) > before:
+                return
+            await asyncio.sleep(0.05)
+        progress.seen = progress.seen or "an answer that went past it"
+
+
+async def _router_ready(admin: Address, progress: _Progress) -> Address:
+    """The address of the router's metrics, once it has every replica as a target."""
+    progress.missing = "the router (is sglang-router installed?)"
+    while True:
+        text = await _read(admin, "/api/status", progress)
+        if text:
+            service = json.loads(text)["services"][0]
+            router, targets = service["router"], service["router"]["targets"]
+            progress.seen = f"it is {router['state']} with targets {targets['serving']}"
+            if router["metrics"] and set(targets["serving"]) >= set(targets["desired"]):
+                host, _, port = router["metrics"].rpartition(":")
+                return TcpAddress(host, int(port))
         await asyncio.sleep(0.05)
 
 
-async def _through_the_router(base_url: str, admin: Address, progress: _Progress, say: Say) -> None:
-    """Stream answers until one has not gone past the router, as the gateway itself counts it."""
-    progress.missing = "the router (is sglang-router installed?)"
-    await _until_more(admin, "gatewayd_router_up", 0, progress)
-    while True:
-        answered = await _counted(admin, "gatewayd_requests_total", progress)
-        past = await _counted(admin, _PAST, progress)
-        progress.missing = "an answer from the demo service"
-        await _stream_answer(base_url, progress, say)
-        await _until_more(admin, "gatewayd_requests_total", answered, progress)
-        if await _counted(admin, _PAST, progress) == past:
-            return
-        progress.missing = "an answer that came through the router"
+async def _routed(metrics: Address, progress: _Progress) -> float:
+    values = _ROUTED.findall(await _read(metrics, "/metrics", progress))
+    return sum(map(float, values))
+
+
+async def _read(address: Address, path: str, progress: _Progress) -> str:
+    """The text found there, or none."""
+    connector, host = None, str(address)
+    if isinstance(address, UnixAddress):
+        connector, host = aiohttp.UnixConnector(address.path), "admin"
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.get(f"http://{host}{path}") as response,
+        ):
+            if response.status == 200:
+                return await response.text()
+            progress.seen = f"{path} answers {response.status}"
+    except aiohttp.ClientError as error:
+        progress.seen = str(error) or type(error).__name__
+    return ""
 
 
 async def _stream_answer(base_url: str, progress: _Progress, say: Say) -> None:
@@ -141,7 +152,7 @@ def what_to_try(base_url: str, admin: Address) -> str:
     """Lines that work when pasted as they are."""
     body = json.dumps({**_ASK, "messages": [{"role": "user", "content": "Hello"}]})
     return f"""
-The demo is up: {base_url} -> router -> bridge -> two demo replicas on Unix sockets.
+The demo is up: {base_url} is a gateway with a router and two demo replicas on Unix sockets.
 Try it from another terminal:
 
     curl -N {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'

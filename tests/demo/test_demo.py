@@ -27,35 +27,38 @@ ANYWHERE = TcpAddress("127.0.0.1", 0)
 
 
 class OneRelay:
-    """Relays to the first replica. As many answers as `broken` says are no use, the first
-    `fallbacks` good ones count as gone past the router."""
+    """Relays to the first replica. As many answers as `broken` says are no use, the first `past`
+    good ones are not counted by what stands for the router."""
 
     def __init__(
         self,
         *,
-        router_up: bool = True,
+        router: str | None = "ready",
         broken: int = 0,
-        fallbacks: int = 0,
+        past: int = 0,
         code: int | None = None,
     ) -> None:
         self.config: Config | None = None
         self.stopped = False
-        self.bound = asyncio.Event()
-        self._router_up = router_up
-        self._broken = broken
-        self._fallbacks = fallbacks
-        self._past = 0
         self.answered = 0
+        self._router = router
+        self._metrics = ""
+        self._broken = broken
+        self._past = past
         self._code = code
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        label = '{service="main/demo"}'
-        lines = [
-            f"gatewayd_router_up{label} {float(self._router_up)}",
-            f"gatewayd_requests_total{label} {float(self.answered)}",
-            f"gatewayd_router_fallbacks_total{label} {float(self._past)}",
-        ]
-        return web.Response(text="".join(f"{line}\n" for line in lines))
+    async def _status(self, _request: web.Request) -> web.Response:
+        serving = ["a", "b"] if self._router == "ready" else []
+        router = {
+            "state": self._router,
+            "metrics": self._metrics,
+            "targets": {"desired": ["a", "b"], "serving": serving},
+        }
+        return web.json_response({"services": [{"router": router}]})
+
+    async def _routed(self, _request: web.Request) -> web.Response:
+        count = max(0, self.answered - self._past)
+        return web.Response(text=f'smg_router_requests_total{{model="m"}} {count}\n')
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         if self._broken:
@@ -73,7 +76,6 @@ class OneRelay:
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         self.answered += 1
-        self._past = min(self.answered, self._fallbacks)
         await response.write_eof()
         return response
 
@@ -94,17 +96,19 @@ class OneRelay:
         self.config = config
         if self._code is not None:
             return self._code
-        admin, public = web.Application(), web.Application()
-        admin.router.add_get("/metrics", self._metrics)
+        admin, router, public = (web.Application() for _ in range(3))
+        admin.router.add_get("/api/status", self._status)
+        router.router.add_get("/metrics", self._routed)
         public.router.add_post("/v1/chat/completions", self._relay)
         where = config.listen.http[0].address
         assert where is not None
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self._site(admin, config.listen.admin))
+                metrics = await stack.enter_async_context(self._site(router, ANYWHERE))
+                self._metrics = str(TcpAddress(*metrics.addresses[0][:2]))
                 runner = await stack.enter_async_context(self._site(public, where))
                 ready((TcpAddress(*runner.addresses[0][:2]),))
-                self.bound.set()
                 await asyncio.Event().wait()
                 return 0
         finally:
@@ -129,7 +133,7 @@ async def test_once_shows_a_streamed_answer(printed: list[str]) -> None:
 
 
 async def test_an_answer_that_went_past_the_router_does_not_count(printed: list[str]) -> None:
-    gateway = OneRelay(fallbacks=1)
+    gateway = OneRelay(past=1)
     assert await run_demo(gateway, listen=ANYWHERE, once=True, say=printed.append) == 0
     assert gateway.answered == 2
 
@@ -180,11 +184,11 @@ async def test_it_says_what_is_missing(
     printed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(show, "SHOWN_WITHIN_S", 2.0)
-    gateway = OneRelay(router_up=False)
+    gateway = OneRelay(router="restarting")
     assert await run_demo(gateway, listen=ANYWHERE, say=printed.append) == 1
     error = capsys.readouterr().err
     assert "not up within 2 s, missing: the router (is sglang-router installed?)" in error
-    assert "gatewayd_router_up is 0" in error
+    assert "it is restarting with targets []" in error
     assert gateway.stopped
 
 
