@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from whole_gateway import Gateway, alive, eventually, gatewayd
+from whole_gateway import Gateway, eventually, gatewayd
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
@@ -72,7 +72,11 @@ async def test_replicas_come_and_go_and_so_does_the_router(home: Path, mode: str
 
         streams = await begin(clients, 4, tokens=30)
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not alive(pid), 2)
+
+        async def noticed() -> bool:
+            return (await gateway.service("llama"))["router"]["pid"] != pid
+
+        await eventually(noticed, 2)
         assert WAY[mode] not in await whole.ways(4)  # straight to the replicas
         assert {await s.over() for s in streams} == {"cut" if mode == "through" else "whole"}
         assert await gateway.router_pid("llama") != pid
