@@ -212,7 +212,7 @@ def _field(line: str) -> tuple[str, str]:
 
 
 async def open_unix(path: Path | str) -> Wire:
-    return Wire(*await soon(asyncio.open_unix_connection(path, limit=1 << 20)))
+    return Wire(*await soon(asyncio.open_unix_connection(path, limit=1 << 18)))
 
 
 async def open_tcp(port: int, *, receive_buffer: int | None = None) -> Wire:
