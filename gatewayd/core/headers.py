@@ -153,8 +153,12 @@ def tokens(value: bytes) -> list[bytes]:
     return [token for part in value.lower().split(b",") if (token := part.strip())]
 
 
+# Options of the connection itself, and what framing stands on (RFC 9110, 7.6.1 forbids naming it).
+_NEVER_NAMED: Final = frozenset((b"close", b"keep-alive", b"content-length"))
+
+
 def _without_named(lines: list[bytes], connection: bytes) -> list[bytes]:
-    named = {token for token in tokens(connection) if token not in (b"close", b"keep-alive")}
+    named = set(tokens(connection)) - _NEVER_NAMED
     if not named:
         return lines
     return [line for line in lines if line[: line.index(b":")].lower() not in named]

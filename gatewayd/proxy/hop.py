@@ -97,7 +97,7 @@ def response_head(
     if not head.has_date:
         parts.append(b"Date: %b\r\n" % date)
     parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
-    if head.content_type.startswith(b"text/event-stream"):
+    if head.content_type[:17].lower() == b"text/event-stream":
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
     if served.cors is not None:
         parts.append(response_headers(served.cors, exchange.head.noted.get(b"origin")))

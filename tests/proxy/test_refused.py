@@ -86,6 +86,8 @@ REQUESTS: dict[str, bytes] = {
     "control in target": b"GET /a\x01b HTTP/1.1\r\n" + HOST + b"\r\n",
     "DEL in target": b"GET /a\x7fb HTTP/1.1\r\n" + HOST + b"\r\n",
     "fragment in target": b"GET /a#b HTTP/1.1\r\n" + HOST + b"\r\n",
+    "8 bits in target": b"GET /\xc3\xa4 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "8 bits in query": b"GET /?\xff HTTP/1.1\r\n" + HOST + b"\r\n",
     "relative target": b"GET a HTTP/1.1\r\n" + HOST + b"\r\n",
     "asterisk of GET": b"GET * HTTP/1.1\r\n" + HOST + b"\r\n",
     "unknown method": b"GRAB / HTTP/1.1\r\n" + HOST + b"\r\n",
