@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
@@ -139,11 +140,24 @@ class Whole:
     async def series(self, pattern: str) -> list[str]:
         return re.findall(f"^{pattern}", await self.metrics(), re.MULTILINE)
 
-    async def router_up(self) -> bool:
+    async def router(self) -> dict[str, Any]:
+        async with self.http.get(f"{self.admin_url}/api/status") as response:
+            status: dict[str, Any] = (await response.json())["services"][0]["router"]
+            return status
+
+    async def router_serves(self) -> bool:
         try:
-            return await self.series(r"gatewayd_router_up\{.*\} 1") != []
+            return sorted((await self.router())["targets"]["serving"]) == ["a", "b"]
         except aiohttp.ClientError:
             return False
+
+    async def routed(self) -> float:
+        """How many requests the router itself has counted since it started."""
+        address = (await self.router())["metrics"]
+        async with self.http.get(f"http://{address}/metrics") as response:
+            text = await response.text()
+        counts = re.findall(r"^smg_router_requests_total\{.*\} (\S+)$", text, re.MULTILINE)
+        return sum(map(float, counts))
 
     async def command(self, *argv: str) -> str:
         process = await asyncio.create_subprocess_exec(
@@ -229,7 +243,7 @@ async def whole(
         running(*gateway, log=folder / "gatewayd.log", stop_s=45) as process,
     ):
         whole = Whole(workers, process, base_url, admin_url, model, http, client)
-        await until(whole.router_up, 20, f"the router ({folder})")
+        await until(whole.router_serves, 20, f"the router ({folder})")
         yield whole
         process.terminate()
         async with asyncio.timeout(45):
@@ -255,8 +269,10 @@ async def test_chat_completion_and_generate(whole: Whole) -> None:
 
 async def test_streams_reach_both_workers(whole: Whole) -> None:
     before = [await worker.finished() for worker in whole.workers]
+    routed = await whole.routed()
     tokens = await asyncio.gather(*(whole.stream(32) for _ in range(16)))
     assert tokens == [32] * 16
+    assert await whole.routed() >= routed + 16
 
     async def counted() -> bool:
         after = [await worker.finished() for worker in whole.workers]
@@ -343,7 +359,9 @@ async def test_a_killed_router_is_replaced_meanwhile_all_is_served(whole: Whole)
     os.kill(router, signal.SIGKILL)
     answered = 0
     async with asyncio.timeout(30):
-        while await routers_of(whole.process.pid) in ([], [router]) or not await whole.router_up():
+        while (
+            await routers_of(whole.process.pid) in ([], [router]) or not await whole.router_serves()
+        ):
             assert await whole.stream(4) == 4
             answered += 1
     assert answered > 0
