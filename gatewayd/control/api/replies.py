@@ -58,7 +58,7 @@ async def read_body(request: web.Request, model: type[_Body]) -> _Body:
         raise web.HTTPRequestTimeout from None
     try:
         value = json.loads(raw) if raw else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
         at = error.pos if isinstance(error, json.JSONDecodeError) else 0
         raise InvalidBodyError(
             [
