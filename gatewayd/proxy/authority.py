@@ -61,6 +61,12 @@ class Authority:
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(task)
 
+    async def retire(self) -> None:
+        """Another configuration took its place: who waits for its word still gets it."""
+        await asyncio.sleep(0)  # an exchange of this moment may be about to ask
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await self.aclose()
+
     async def aclose(self) -> None:
         for task in list(self._asking.values()):
             task.cancel()

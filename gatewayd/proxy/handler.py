@@ -81,7 +81,7 @@ class Edge:
         self.tokens = index_tokens(auth.tokens) if isinstance(auth, TokensAuth) else {}
         if self.authority is None or self.authority.auth != auth:
             if self.authority is not None:
-                self.plane.spawn(self.authority.aclose())
+                self.plane.spawn(self.authority.retire())
             self.authority = authority_for(auth)
         upstreams = [s.upstream for s in by_service.values()]
         endpoints = [e for u in upstreams for e in (*u.endpoints, *((u.router,) * bool(u.router)))]
