@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
 from gatewayd.core.headers import BadResponse, ResponseHead, read_response
 from gatewayd.core.retry import Failure
+from gatewayd.net.sink import Sink
 
 if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
@@ -28,27 +29,6 @@ _LENGTH_FIELD: Final = frozenset((b"content-length",))
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
-
-
-BodyPath = tuple[bytes, Callable[[bytes], None]]
-
-
-class Sink(Protocol):
-    """Who is told what a connection read. Body bytes do not pass it: it says where they go."""
-
-    def response_started(self, connection: UpstreamConnection) -> BodyPath:
-        """The final head is in `connection.head`; answers with what goes before the body (it
-        leaves in one write with the first of it) and where the body goes."""
-
-    def first_byte(self) -> None: ...
-
-    def response_ended(self, connection: UpstreamConnection) -> None: ...
-
-    def response_failed(
-        self, connection: UpstreamConnection, failure: Failure, detail: str
-    ) -> None: ...
-
-    def tunnel_closed(self, connection: UpstreamConnection) -> None: ...
 
 
 class UpstreamConnection(asyncio.Protocol):

@@ -17,7 +17,8 @@ from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Failure, Sent, is_idempotent
 from gatewayd.net.pool import ConnectFailedError, Pool
-from gatewayd.net.upstream import BodyPath, UpstreamConnection
+from gatewayd.net.sink import BodyPath
+from gatewayd.net.upstream import UpstreamConnection
 from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, sent_last

@@ -23,7 +23,8 @@ from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
-    from gatewayd.net.upstream import BodyPath, UpstreamConnection
+    from gatewayd.net.sink import BodyPath
+    from gatewayd.net.upstream import UpstreamConnection
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
