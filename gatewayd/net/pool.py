@@ -29,13 +29,14 @@ class ConnectFailedError(Exception):
 class Pool:
     """Idle connections to one address, last in first out, so that the surplus can grow old."""
 
-    __slots__ = ("_idle", "address", "idle_s", "loop")
+    __slots__ = ("_closed", "_idle", "address", "idle_s", "loop")
 
     def __init__(self, address: Address, loop: asyncio.AbstractEventLoop, *, idle_s: float) -> None:
         self.address = address
         self.idle_s = idle_s  # what has been idle for longer is closed by the owner's sweep
         self.loop = loop
         self._idle: list[UpstreamConnection] = []
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Pool {self.address} [{len(self._idle)} idle]>"
@@ -50,7 +51,7 @@ class Pool:
         return connection
 
     def put(self, connection: UpstreamConnection) -> None:
-        if len(self._idle) >= _MAX_IDLE:
+        if self._closed or len(self._idle) >= _MAX_IDLE:
             connection.abort()
             return
         connection.idle_since = self.loop.time()
@@ -69,6 +70,11 @@ class Pool:
         self._idle = keep
         for connection in drop:
             connection.abort()
+
+    def close(self) -> None:
+        """The address is no longer dialled; what is in use closes when it would come back."""
+        self._closed = True
+        self.close_idle()
 
     async def connect(self, timeout_s: float | None) -> UpstreamConnection:
         """A fresh connection. Raises ConnectFailedError."""

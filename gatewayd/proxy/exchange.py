@@ -109,7 +109,13 @@ class Exchange:
         as_json = (served is not None and served.openai_errors) or b"json" in accept
         content_type, body = replies.body(reply, as_json=as_json)
         # What still arrives of this request is not worth reading for an answer it cannot change.
-        self.close = self.close or reply.close or not self.body_arrived or connection.closing
+        self.close = (
+            self.close
+            or reply.close
+            or not self.body_arrived
+            or connection.closing
+            or connection.draining
+        )
         head = replies.head(
             reply,
             content_type,

@@ -64,7 +64,7 @@ class Plane:
     def keep_pools(self, addresses: set[Address]) -> None:
         """Close the idle connections of addresses that are no longer dialled."""
         for address in [a for a in self._pools if a not in addresses]:
-            self._pools.pop(address).close_idle()
+            self._pools.pop(address).close()
 
     def snapshot_changed(self) -> None:
         self._changed.set()
