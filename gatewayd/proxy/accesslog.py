@@ -25,6 +25,24 @@ _MAX_LINES: Final = 50_000  # waiting for a reader that does not read
 _PIPE_CHUNK: Final = 4096  # PIPE_BUF: what several workers write to one pipe whole
 
 
+class Unread:
+    """Stands in a line for the exchange that a request which could not be read never became."""
+
+    service_name = method = target = via = closed_by = "-"
+    replica = token_name = ""
+    bytes_in = 0
+    first_byte_at = 0.0
+
+    def __init__(
+        self, *, client: str, request_id: bytes, status: int, bytes_out: int, started_at: float
+    ) -> None:
+        self.client = client
+        self.request_id = request_id
+        self.status = status
+        self.bytes_out = bytes_out
+        self.started_at = started_at
+
+
 class AccessLog:
     """`write(exchange, now)` for each finished exchange; a no-op when the log is off."""
 
@@ -32,7 +50,7 @@ class AccessLog:
         self.dropped = 0
         self._lines: list[str] = []
         self._path = log.access
-        self._format: Callable[[Exchange, float, str], str] = (
+        self._format: Callable[[Exchange | Unread, float, str], str] = (
             _json_line if log.format == "json" else _text_line
         )
         self._second = 0
@@ -44,7 +62,7 @@ class AccessLog:
             self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
             self._thread.start()
 
-    def write(self, exchange: Exchange, now: float) -> None:
+    def write(self, exchange: Exchange | Unread, now: float) -> None:
         """`now` is monotonic seconds, when the exchange ended."""
         if self._thread is None:
             return
@@ -121,7 +139,7 @@ def _blocks(lines: list[str], *, whole: bool) -> list[bytes]:
     return [*blocks, block]
 
 
-def _text_line(exchange: Exchange, now: float, stamp: str) -> str:
+def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     started = exchange.started_at
     first = f"{exchange.first_byte_at - started:.3f}" if exchange.first_byte_at else "-"
     path = exchange.target.partition("?")[0]
@@ -135,7 +153,7 @@ def _text_line(exchange: Exchange, now: float, stamp: str) -> str:
     )
 
 
-def _json_line(exchange: Exchange, now: float, stamp: str) -> str:
+def _json_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     started = exchange.started_at
     first = round(exchange.first_byte_at - started, 6) if exchange.first_byte_at else None
     record = {

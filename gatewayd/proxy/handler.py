@@ -21,7 +21,7 @@ from gatewayd.core.routing import host_name, split_target, strip_prefix, unknown
 from gatewayd.core.snapshot import Snapshot
 from gatewayd.net.buckets import BucketStore
 from gatewayd.proxy import admit
-from gatewayd.proxy.accesslog import AccessLog
+from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.observe import Meter, Meters
@@ -138,11 +138,21 @@ class Edge:
         nobody.totals.codes[reply.status] = nobody.totals.codes.get(reply.status, 0) + 1
         nobody.rejected(reply.rejection)
         content_type, body = replies.body(reply, as_json=False)
+        request_id = self._new_id()
+        now = time.monotonic()
+        unread = Unread(
+            client=connection.peer,
+            request_id=request_id,
+            status=reply.status,
+            bytes_out=len(body),
+            started_at=now,
+        )
+        self.access_log.write(unread, now)
         return replies.head(
             reply,
             content_type,
             len(body),
-            request_id=self._new_id(),
+            request_id=request_id,
             date=self.http_date(),
             close=True,
         ) + body  # fmt: skip
