@@ -60,7 +60,11 @@ class Reachability:
         try:
             while (replica := self._state.replica(*key)) is not None:
                 fault = await probe(replica.address)
-                if self._state.replica(*key) is None or fault is None:
+                if self._state.replica(*key) is None:
+                    break
+                if fault is None:
+                    if key in self._state.unreachable:
+                        _log.warning("replica %s of %s accepts again", replica_id, service_key)
                     break
                 if key not in self._state.unreachable:
                     self._state.unreachable.add(key)
@@ -70,8 +74,6 @@ class Reachability:
         finally:
             if key in self._state.unreachable:
                 self._state.unreachable.discard(key)
-                if self._state.replica(*key) is not None:
-                    _log.warning("replica %s of %s accepts again", replica_id, service_key)
                 self._on_change()
 
 
