@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gatewayd.core.frames import by_fields
+
 Balance = Literal["least_requests", "round_robin", "random"]
 RouterMode = Literal["auto", "steer", "through"]
 Origin = Literal["file", "api"]
@@ -38,6 +40,7 @@ class Secret:
         return hash(("Secret", self._value))
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
     path: str
@@ -46,6 +49,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
     host: str
@@ -59,6 +63,7 @@ class TcpAddress:
 Address = UnixAddress | TcpAddress
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One running instance of a service, as registered."""
@@ -69,6 +74,7 @@ class Replica:
     draining: bool = False  # takes no new request; removed when its last one ends
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Phases of one attempt; None is unlimited."""
@@ -79,6 +85,7 @@ class Timeouts:
     total: float | None = None
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     """nginx's `limit_req rate=<rps> burst=<burst> nodelay` for requests below `prefix`.
@@ -92,6 +99,7 @@ class RateLimit:
     header: str | None = None
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Cors:
     """What browsers are told. `openai` in the file means every field at its default."""
@@ -103,6 +111,7 @@ class Cors:
     credentials: bool = False
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
     """Which router plug-in fronts a service's replicas, and how it is started."""
@@ -116,6 +125,7 @@ class RouterSpec:
     routing_key_header: str | None = None  # the client's field that sticky policies go by
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Service:
     """A registered application. `key` is its identity: `<project>/<name>`."""
@@ -142,6 +152,7 @@ class Service:
         return f"{self.project}/{self.name}"
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Token:
     """An accepted bearer token: only its SHA-256 is kept."""
@@ -206,6 +217,7 @@ class Log:
 # --- what the control plane compiles for the data plane ----------------------------------------
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One address that an upstream is dialled by.
@@ -223,6 +235,7 @@ class Endpoint:
     reuse_s: float = 0.0
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class RouterTraits:
     """How the hop to a router differs from one to a replica; the plug-in says, neutral code obeys.
@@ -242,6 +255,7 @@ class RouterTraits:
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """What a service is dialled by: its replicas, or its router with the replicas as fall-back.

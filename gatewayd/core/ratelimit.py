@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from gatewayd.core.frames import by_fields
 from gatewayd.core.model import RateLimit
 
 KEY_SIZE = 16
 _MAX_BURST = 1_000_000_000  # keeps excess far inside the 64 bits a stored bucket has for it
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A `RateLimit` of one service, made ready for the request path."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Auth, Endpoint, Service, Upstream
 from gatewayd.core.ratelimit import Rule, compile_limits
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Target:
     """A served service: its policy and what it is dialled by."""
@@ -25,6 +27,7 @@ class Target:
     limits: tuple[Rule, ...] = ()  # service.rate_limits made ready, longest prefix first
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a worker needs to serve; a request keeps the one it began with."""
@@ -36,6 +39,7 @@ class Snapshot:
     draining: bool = False
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class BridgePort:
     """A loopback port that stands for one replica."""
@@ -49,6 +53,7 @@ class BridgePort:
     token_header: bytes = b""
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class BridgeSnapshot:
     version: int
