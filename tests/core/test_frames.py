@@ -38,17 +38,26 @@ def a_snapshot() -> snapshot.Snapshot:
     return compile_snapshot(7, [service], {service.key: upstream}, auth=auth)
 
 
+def travelled(sent: object) -> object:
+    return pickle.loads(pickle.dumps(sent, pickle.HIGHEST_PROTOCOL))  # noqa: S301
+
+
 def test_a_snapshot_travels_whole() -> None:
     sent = a_snapshot()
-    assert pickle.loads(pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)) == sent
+    assert travelled(sent) == sent
     port = BridgePort(10001, Endpoint("a", UnixAddress("/a"), 1, "a"), "main/chat", 1, 2, None)
     ports = BridgeSnapshot(8, {10001: port})
-    assert pickle.loads(pickle.dumps(ports, pickle.HIGHEST_PROTOCOL)) == ports
+    assert travelled(ports) == ports
 
 
-@pytest.mark.parametrize(
-    "cls",
-    [c for m in (model, snapshot, ratelimit) for c in vars(m).values() if dataclasses.is_dataclass(c)],
-)  # fmt: skip
+VALUES = [
+    value
+    for module in (model, snapshot, ratelimit)
+    for value in vars(module).values()
+    if dataclasses.is_dataclass(value)
+]
+
+
+@pytest.mark.parametrize("cls", VALUES)
 def test_fields_stand_in_the_order_of_the_constructor(cls: type) -> None:
     assert all(field.init and not field.kw_only for field in dataclasses.fields(cls))
