@@ -253,6 +253,7 @@ class RouterTraits:
     routing_key_header: bytes = b""  # what its sticky policies go by
     steer_paths: frozenset[str] = frozenset()  # POSTs that it can decide on without carrying them
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
+    denied_paths: tuple[str, ...] = ()  # its own administration: never, whatever is allowed
 
 
 @by_fields

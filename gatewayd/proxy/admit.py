@@ -45,6 +45,8 @@ def path(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
     allowed = served.allowed_paths
     if allowed is not None and not path_allowed(exchange.rule_path, allowed):
         return replies.PATH_FORBIDDEN
+    if served.denied_paths and path_allowed(exchange.rule_path, served.denied_paths):
+        return replies.PATH_FORBIDDEN
     return None
 
 

@@ -41,10 +41,10 @@ def hear(connection: UpstreamConnection, traits: RouterTraits) -> Word:
     error = connection.head.field(traits.error_header) if traits.error_header else None
     failure = connection.head.field(FAILURE_FIELD.lower())
     replica = (connection.head.field(REPLICA_FIELD.lower()) or b"").decode("latin-1")
-    if connection.status >= 500:
-        if failure is not None:
-            return Word(replica, HopFailure(failure.decode("latin-1"), failure in _UNSENT))
-        if error is not None:
-            # A router's own words for what failed are not a bounded set; the metrics' kinds are.
-            return Word(replica, HopFailure("router", error in traits.unsent_errors))
+    unsent = error is not None and error in traits.unsent_errors
+    if failure is not None and connection.status >= 500:
+        return Word(replica, HopFailure(failure.decode("latin-1"), failure in _UNSENT))
+    if unsent or (error is not None and connection.status >= 500):
+        # A router's own words for what failed are not a bounded set; the metrics' kinds are.
+        return Word(replica, HopFailure("router", unsent))
     return Word(replica, None)

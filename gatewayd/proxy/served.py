@@ -51,6 +51,7 @@ class Served:
         "by_path",
         "cors",
         "debug_headers",
+        "denied_paths",
         "forward_auth",
         "from_bridge",
         "key",
@@ -103,8 +104,11 @@ class Served:
         self.limits = target.limits
         self.allowed_paths = target.allowed_paths
         # Whether any rule depends on the path, so that it must be normalised first.
-        self.by_path = self.allowed_paths is not None or any(
-            rule.prefix != "/" for rule in self.limits
+        self.denied_paths = self.traits.denied_paths
+        self.by_path = (
+            self.allowed_paths is not None
+            or bool(self.denied_paths)
+            or any(rule.prefix != "/" for rule in self.limits)
         )
         self.openai_errors = target.openai_errors
         self.forward_auth = target.forward_auth

@@ -26,6 +26,7 @@ def http_traits(
     unsent_errors: frozenset[bytes],
     allowed_paths: tuple[str, ...],
     steer_paths: frozenset[str] = STEER_PATHS,
+    denied_paths: tuple[str, ...] = (),
 ) -> RouterTraits:
     """`key` is that of the running router, None without one."""
     return RouterTraits(
@@ -40,4 +41,5 @@ def http_traits(
         routing_key_header=b"x-smg-routing-key",
         steer_paths=steer_paths,
         allowed_paths=allowed_paths,
+        denied_paths=denied_paths,
     )

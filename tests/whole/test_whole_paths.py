@@ -126,6 +126,9 @@ async def whole(shared_home: Path) -> AsyncIterator[Whole]:
 
 FORBIDDEN = [
     "POST /flush_cache",
+    "GET /v1/tokenizers",
+    "POST /v1/tokenizers",
+    "DELETE /v1/tokenizers/any",
     "GET /workers",
     "POST /workers",
     "DELETE /workers/0f8fad5b-d9cb-469f-a165-70867728950e",

@@ -31,4 +31,5 @@ def traits(spec: RouterSpec, key: str | None = None) -> RouterTraits:
         strip_response=_STRIP_RESPONSE,
         unsent_errors=_UNSENT,
         allowed_paths=("/generate", "/chat/completions", "/v1/"),
+        denied_paths=("/v1/tokenizers", "/v1/tokenizers/"),  # loads files of this machine
     )
