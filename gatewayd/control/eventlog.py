@@ -1,6 +1,6 @@
 """Control's log: one line on standard error for each event an operator cares about.
 
-Owns: the form of a line. Does not own: the access log (proxy.observe), a router's own log files.
+Owns: the form of a line. Does not own: the access log (proxy.accesslog), a router's own log files.
 """
 
 from __future__ import annotations

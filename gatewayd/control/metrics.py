@@ -1,7 +1,7 @@
 """The gateway's state as Prometheus reads it.
 
 Owns: names, labels, the text. Does not own: counting (proxy.observe), adding up
-(control.telemetry). Names and labels are an interface: docs/configuration.md lists them.
+(control.telemetry). Names and labels are an interface: docs/operations.md lists them.
 
 Rendering takes milliseconds for each thousand lines, so it happens in a thread, on values copied
 in the event loop, and never in a worker.

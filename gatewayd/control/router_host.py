@@ -1,7 +1,7 @@
 """Drives the router of one service: keeps it up, and keeps its targets those that are wanted.
 
 Owns: the sync loop, the liveness probes, what "up" means, the status. Does not own: which targets
-are wanted (control.control), the router's process and protocol (its plug-in below routers).
+are wanted (control.router_hosts), the router's process and protocol (its plug-in below routers).
 
 Everything is level-triggered: callers say what is wanted, never what to do. One task makes all
 passes over the router's targets, so no two calls ever race.

@@ -1,6 +1,6 @@
 """Which header fields travel, in both directions: bytes in, bytes out.
 
-Owns: hop-by-hop rules (RFC 9110, 7.6.1), forwarded headers, the scan of a request head.
+Owns: hop-by-hop rules (RFC 9110, 7.6.1), forwarded headers, the scan of a request head,
 reading a replica's head. Does not own: parsing requests (aiohttp), policy (proxy.admit).
 """
 

@@ -1,7 +1,7 @@
 """What an answer that came through a router says besides itself.
 
 Owns: telling a replica's answer from one that the router or the bridge made, and whether any
-replica can have seen the request. Does not own: what follows from it (forward), the header names
+replica can have seen the request. Does not own: what follows from it (course), the header names
 and error codes of a router (its plug-in, through RouterTraits).
 """
 

@@ -1,6 +1,6 @@
 """Tunnels: after a replica's 101, bytes pass both ways unparsed (WebSocket and others).
 
-Owns: the switch. Does not own: the hop before it (forward), the client's half (server).
+Owns: the switch. Does not own: the hop before it (forward), the client's half (connection).
 """
 
 from __future__ import annotations
