@@ -9,7 +9,12 @@ import importlib.util
 import os
 import shutil
 
+import hypothesis
 import pytest
+
+# How long an example takes says more about what else runs on the machine than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 PACKAGES = {
     "promtool": "prometheus",
