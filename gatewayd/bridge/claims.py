@@ -10,6 +10,8 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
+from aiohttp.streams import EMPTY_PAYLOAD
+
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.steering import HELLO, asking_slot, claim, read_finish
 from gatewayd.net.link import Link
@@ -56,7 +58,10 @@ class Claims:
         assert slot is not None
         held = self._open[token] = _Claim(self, exchange, token, slot)
         exchange.running = held
-        if not exchange.payload.is_eof():
+        if exchange.payload.is_eof():
+            exchange.payload.read_nowait()  # a large one has stopped the reading of its connection
+            _slim(exchange)
+        else:
             held.discarding = self._plane.spawn(_discard(exchange))
         link.send(claim(token, replica))
 
@@ -93,8 +98,6 @@ class _Claim:
         self._token = token
         self.slot = slot
         self.discarding: asyncio.Task[None] | None = None
-        # What was read of the request has done its duty; thousands of these may be held.
-        exchange.head.lines.clear()
 
     def finish(self) -> None:
         self._leave()
@@ -124,3 +127,11 @@ async def _discard(exchange: Exchange) -> None:
     """The replica gets the client's own bytes from the worker; the router's copy goes nowhere."""
     while await exchange.payload.readany():
         pass
+    _slim(exchange)
+
+
+def _slim(exchange: Exchange) -> None:
+    """What was read of the request has done its duty, and thousands of these may be held."""
+    exchange.payload = EMPTY_PAYLOAD
+    exchange.message = None  # type: ignore[assignment]  # nobody asks for it any more
+    exchange.head = None  # type: ignore[assignment]
