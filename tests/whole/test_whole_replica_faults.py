@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import secrets
 import signal
 import time
@@ -268,9 +269,14 @@ async def test_a_client_that_leaves_before_the_first_byte(
         replica.stepped = True
     try:
         seen = sum(len(r.inferences) for r in replicas)
-        body = '{"model": "m", "stream": %s, "messages": [{"role": "user", "content": "x"}]}'
-        sent = (body % ("true" if stream else "false")).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", whole.gateway.port)
+        body = {
+            "model": "m",
+            "stream": stream,
+            "max_tokens": 1000,
+            "messages": [{"role": "user", "content": "x"}],
+        }
+        sent = json.dumps(body).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", whole.gateway.port)
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {service}.test\r\n"
             "Content-Type: application/json\r\n"
@@ -281,12 +287,15 @@ async def test_a_client_that_leaves_before_the_first_byte(
         (recorded,) = [r.inferences[-1] for r in replicas if r.running]
         writer.transport.abort()
         left = time.monotonic()
-        if stream and service == "through":
-            for replica in replicas:  # the router passes it on with the next token
-                replica.step(3)
-        await eventually(lambda: recorded.outcome == "client gone", 3, "the replica was told")
+
+        def told() -> bool:
+            if stream and service == "through":
+                for replica in replicas:  # the router passes it on with the next token
+                    replica.step()
+            return recorded.outcome == "client gone"
+
+        await eventually(told, 3, "the replica was told")
         assert time.monotonic() - left < 1
-        del reader
     finally:
         for replica in replicas:
             replica.stepped = False

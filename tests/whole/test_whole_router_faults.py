@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -14,19 +15,26 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from whole_gateway import Gateway, alive, eventually, gatewayd
+from whole_gateway import Gateway, alive, eventually, gatewayd, gone
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
-BOTH_MODES = pytest.mark.parametrize("mode", ["through", "steer"])
+# Said when it dies while its targets are being compared.
+NOT_ASKED = "router of main/.*: (GET|POST|DELETE) /workers"
 WAY = {"through": "through", "steer": "steered"}
 
 
 @dataclass
 class Routed:
+    """A service and its router; the service is named after the mode."""
+
+    mode: str
     gateway: Gateway
     replicas: list[Replica]
     clients: Clients
+
+    async def pid(self) -> int:
+        return await self.gateway.router_pid(self.mode)
 
     async def ways(self, requests: int) -> set[str]:
         """How so many requests went, all of which succeed."""
@@ -35,82 +43,83 @@ class Routed:
             assert status == 200, answer
         return {*await self.gateway.ways(self.clients.ids[-requests:])}
 
-    async def router_up(self) -> float:
-        return (await self.gateway.metrics()).total("gatewayd_router_up", service="llama")
+    async def is_back(self) -> bool:
+        return await self.ways(3) == {WAY[self.mode]}
 
 
 @asynccontextmanager
-async def routed(home: Path, mode: str, **more: object) -> AsyncIterator[Routed]:
-    replicas = [Replica(f"r{i}", home / f"r{i}.sock", gap_s=0.03) for i in range(2)]
-    service = {
-        "name": "llama",
-        "router": {"type": "sglang", "mode": mode},
-        "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas],
-        **more,
+async def routed(home: Path, *modes: str) -> AsyncIterator[list[Routed]]:
+    replicas = {
+        mode: [Replica(f"{mode}{i}", home / f"{mode}{i}.sock", gap_s=0.03) for i in range(2)]
+        for mode in modes
     }
+    services = [
+        {
+            "name": mode,
+            "router": {"type": "sglang", "mode": mode},
+            "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas[mode]],
+        }
+        for mode in modes
+    ]
     async with AsyncExitStack() as stack:
-        for replica in replicas:
+        for replica in itertools.chain(*replicas.values()):
             await stack.enter_async_context(replica)
-        gateway = await stack.enter_async_context(Gateway(home, [service]))
+        gateway = await stack.enter_async_context(Gateway(home, services))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         )
-        yield Routed(gateway, replicas, Clients(gateway.url, "llama", session))
+        yield [
+            Routed(mode, gateway, replicas[mode], Clients(gateway.url, mode, session))
+            for mode in modes
+        ]
 
 
-@BOTH_MODES
+@pytest.mark.parametrize("mode", ["through", "steer"])
 async def test_a_killed_router_is_back_with_its_targets(home: Path, mode: str) -> None:
-    async with routed(home, mode) as whole:
+    async with routed(home, mode) as (whole,):
         gateway = whole.gateway
-        gateway.allow("router of main/llama was ended by SIGKILL")
-        pid = await gateway.router_pid("llama")
+        gateway.allow(f"router of main/{mode} was ended by SIGKILL", NOT_ASKED)
+        pid = await whole.pid()
         assert await whole.ways(4) == {WAY[mode]}
         streams = await begin(whole.clients, 4, tokens=30)
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         # Not sooner: what a dying one has just been sent cannot be known to be without effect.
-        await eventually(lambda: not alive(pid), 2)
+        await eventually(lambda: gone(pid), 2)
         assert WAY[mode] not in await whole.ways(6)  # straight to the replicas
         # What the router carried is cut, and seen to be; what it only steered goes on.
         ends = {await one.over() for one in streams}
         assert ends == ({"cut"} if mode == "through" else {"whole"})
-        fresh = await gateway.router_pid("llama")
+        fresh = await whole.pid()
         assert time.monotonic() - killed < 7
         assert fresh != pid
-        assert not alive(pid)
-        await eventually(lambda: _back(whole, mode), 5, "requests go through it again")
-        assert await whole.router_up() == 1
-        assert (await gateway.metrics()).total("gatewayd_router_restarts_total") == 1
+        await eventually(whole.is_back, 5, "requests go through it again")
+        metrics = await gateway.metrics()
+        assert metrics.total("gatewayd_router_up", service=mode) == 1
+        assert metrics.total("gatewayd_router_restarts_total", service=mode) == 1
         assert {r.running for r in whole.replicas} == {0}
 
 
-async def _back(whole: Routed, mode: str) -> bool:
-    return await whole.ways(3) == {WAY[mode]}
-
-
-@BOTH_MODES
-async def test_a_router_that_hangs_is_found_and_replaced(home: Path, mode: str) -> None:
-    async with routed(home, mode) as whole:
-        gateway = whole.gateway
-        gateway.allow("router of main/llama was ended by SIGKILL .no answer to 3 probes")
-        pid = await gateway.router_pid("llama")
-        os.kill(pid, signal.SIGSTOP)
+async def test_routers_that_hang_are_found_and_replaced(home: Path) -> None:
+    async with routed(home, "through", "steer") as both:
+        gateway = both[0].gateway
+        gateway.allow("router of main/.* was ended by SIGKILL .no answer to 3 probes", NOT_ASKED)
+        pids = [await whole.pid() for whole in both]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
-        early = asyncio.create_task(whole.clients.post(max_tokens=1))
-        found = await eventually(lambda: _gone(whole, pid), 12, "found")
-        assert found
+        early = [asyncio.create_task(whole.clients.post(max_tokens=1)) for whole in both]
+        await eventually(lambda: not any(map(alive, pids)), 12, "found")
         assert time.monotonic() - stopped < 11
-        assert await whole.ways(4) <= {"direct", "fallback", WAY[mode]}
-        # Who asked while it hung: steered requests gave up on it by themselves; a request that
-        # lay in it may have reached a replica, so it is answered with an error, not repeated.
-        status, answer = await early
-        assert status == 200 if mode == "steer" else status in (200, 502), answer
-        assert await gateway.router_pid("llama") != pid
-        await eventually(lambda: _back(whole, mode), 5, "requests go through it again")
-
-
-async def _gone(whole: Routed, pid: int) -> bool:
-    return not alive(pid)
+        # Who asked while it hung: a steered request gives up on it by itself; one that lay in it
+        # may have reached a replica, so it is answered with an error and not repeated.
+        carried, steered = await asyncio.gather(*early)
+        assert carried[0] in (200, 502)
+        assert steered[0] == 200
+        for whole, pid in zip(both, pids, strict=True):
+            assert await whole.ways(4) <= {"direct", "fallback", WAY[whole.mode]}
+            assert await whole.pid() != pid
+            await eventually(whole.is_back, 5, "requests go through it again")
 
 
 async def test_a_router_that_cannot_start_is_said_and_missed_by_nobody(home: Path) -> None:

@@ -177,7 +177,7 @@ async def test_workers_serve_on_without_control_and_make_room_for_the_next(
         await gateway.router_pid("routed")
         old = set(processes_of(gateway.tmp))
         old_workers = await gateway.worker_pids()
-        streams = await begin(clients, 6, tokens=150)
+        streams = await begin(clients, 6, tokens=100)
         gateway.signal(signal.SIGKILL)
         assert await gateway.exited() == -signal.SIGKILL
         for asked in (clients, routers_clients):  # the router has died with control

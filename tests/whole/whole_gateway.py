@@ -61,6 +61,11 @@ def alive(pid: int) -> bool:
     return stat[stat.rindex(")") + 2] not in "ZX"
 
 
+def gone(pid: int) -> bool:
+    """Whether all of a process has ended: its last thread too, and with it its connections."""
+    return not Path(f"/proc/{pid}").exists()
+
+
 def processes_of(folder: Path) -> dict[int, str]:
     """Every process that was started with this temporary folder: pid to command line."""
     found = {}
