@@ -14,9 +14,12 @@ Row = Sequence[str]
 def render(status: dict[str, Any]) -> str:
     sections = [
         _gateway(status),
-        _table(("SERVICE", "DOMAINS", "FROM", "AUTH", "MODEL"), _services(status)),
+        _table(("SERVICE", "DOMAINS", "FROM", "AUTH", "MODEL", "REQUESTS"), _services(status)),
         _table(("SERVICE", "REPLICA", "STATE", "IN FLIGHT", "ADDRESS"), _replicas(status)),
-        _table(("ROUTER OF", "TYPE", "STATE", "ENDPOINT", "TARGETS", "RESTARTS"), _routers(status)),
+        _table(
+            ("ROUTER OF", "TYPE", "MODE", "STATE", "ENDPOINT", "TARGETS", "RESTARTS"),
+            _routers(status),
+        ),
         [*_complaints(status)],
         _table(("PROCESS", "PID", "STATE", "RESTARTS", "CONNECTIONS"), _processes(status)),
     ]
@@ -46,7 +49,23 @@ def _services(status: dict[str, Any]) -> Iterator[Row]:
             service["origin"],
             "yes" if service["auth"] else "no",
             service["model"] or "-",
+            _ways(service["requests"]),
         )
+
+
+def _ways(requests: dict[str, int]) -> str:
+    """How many went on to a replica, and what share of them by which way."""
+    total = sum(requests.values())
+    shares = (f"{_percent(count, total)} {way}" for way, count in requests.items() if count)
+    return f"{total}: {', '.join(shares)}" if total else "0"
+
+
+def _percent(count: int, total: int) -> str:
+    """Neither a few of very many nor all but a few may look like none or all."""
+    share = 100 * count / total
+    if count < total:
+        share = min(max(share, 0.1), 99.9)
+    return f"{share:.0f}%" if 1 <= share <= 99 or count == total else f"{share:.1f}%"
 
 
 def _replicas(status: dict[str, Any]) -> Iterator[Row]:
@@ -66,6 +85,7 @@ def _routers(status: dict[str, Any]) -> Iterator[Row]:
             yield (
                 _name(status, service),
                 router["type"],
+                router["mode"],
                 router["state"],
                 router["endpoint"] or "-",
                 f"{len(targets['serving'])}/{len(targets['desired'])}",

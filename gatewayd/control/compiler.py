@@ -87,9 +87,7 @@ class Compiler:
             index=self._indexes.lease((service.key, view.endpoint_id)),
             reuse_s=_ROUTER_REUSE_S,
         )
-        spec = service.router
-        carries = spec is not None and spec.mode == "through"
-        steers = bool(view.traits.steer_paths) and not carries
+        steers = service.router is not None and service.router.steers(view.traits)
         return Upstream(
             endpoints, service.balance, router, view.traits, "steer" if steers else "through"
         )

@@ -158,6 +158,7 @@ class RouterHost:
         return {
             "type": self._spec.type,
             "policy": self._spec.policy,
+            "mode": "steer" if self._spec.steers(self.traits) else "through",
             "state": state,
             "pid": self._router.pid,
             "endpoint": str(endpoint) if endpoint is not None else None,

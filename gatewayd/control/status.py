@@ -27,6 +27,8 @@ from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Service
 
 _SETTLE_S: Final = 1.0
+# How an exchange went; one that was answered by the gateway itself went none of them.
+WAYS: Final = ("direct", "through", "steered", "fallback")
 REPLICA_STATES: Final = ("up", "draining", "unreachable")
 
 
@@ -95,6 +97,7 @@ class Status:
 
     def as_json(self) -> dict[str, Any]:
         config = self._reloader.config
+        totals = self._telemetry.totals()
         return {
             "version": gatewayd.__version__,
             "name": config.name,
@@ -108,7 +111,10 @@ class Status:
             "listeners": self._listeners(),
             "workers": [_slot(slot) for slot in self._workers.slots],
             "bridge": _slot(self._workers.bridge) if self._workers.bridge_wanted else None,
-            "services": [self._service(service) for service in self._state.services.values()],
+            "services": [
+                self._service(service, totals.get(service.key))
+                for service in self._state.services.values()
+            ],
             "cloud": dict(config.cloud),
         }
 
@@ -123,7 +129,8 @@ class Status:
             listeners.append({"kind": "metrics", "name": str(metrics), "address": str(metrics)})
         return listeners
 
-    def _service(self, service: Service) -> dict[str, Any]:
+    def _service(self, service: Service, totals: ServiceTotals | None) -> dict[str, Any]:
+        ways = {} if totals is None else totals.ways
         return {
             "project": service.project,
             "name": service.name,
@@ -132,6 +139,7 @@ class Status:
             "auth": service.auth,
             "model": service.model,
             "router": self._routers.status(service.key),
+            "requests": {way: ways.get(way, 0) for way in WAYS},
             "replicas": [
                 {
                     "id": replica.id,

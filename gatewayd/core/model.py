@@ -124,6 +124,10 @@ class RouterSpec:
     steer_body_limit: int = 1024 * 1024  # larger bodies are not asked about
     routing_key_header: str | None = None  # the client's field that sticky policies go by
 
+    def steers(self, traits: RouterTraits) -> bool:
+        """Whether requests that the router can decide on go straight to the replica it chose."""
+        return self.mode != "through" and bool(traits.steer_paths)
+
 
 @by_fields
 @dataclass(frozen=True, slots=True)
