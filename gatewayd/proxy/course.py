@@ -149,9 +149,16 @@ class Course:
             self._steering.sweep(now)
 
     def close(self) -> None:
-        """The exchange is over."""
+        """The exchange is over. What was made for it is let go of here, not by the collector:
+        garbage in circles makes every request write to memory that no cache holds."""
+        self._go = _nowhere
         if self._steering is not None:
             self._steering.close()
+            self._steering = None
+
+
+def _nowhere() -> None:
+    """The exchange is over."""
 
 
 # Called once the failed attempt is put away: goes on (None), or gives the answer.

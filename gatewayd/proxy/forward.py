@@ -255,7 +255,7 @@ class Forward:
         self._over = True
         self._plane.active.discard(self)
         self._course.close()
-        self._body.stop()
+        self._body.close()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None

@@ -106,6 +106,11 @@ class RequestBody:
         """It cannot be taken to its end: the exchange ends, with `reply` if that can be given."""
         self._refused(reply)
 
+    def close(self) -> None:
+        """The exchange is over."""
+        self.stop()
+        self._refused = _nobody
+
     @property
     def repeatable(self) -> bool:
         """Whether the body can be sent from its start (again)."""
@@ -141,3 +146,7 @@ class RequestBody:
         self._keeping = False
         self.kept = []
         self.kept_size = 0
+
+
+def _nobody(reply: LocalReply) -> None:
+    """The exchange is over."""
