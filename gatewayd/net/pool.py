@@ -44,11 +44,12 @@ class Pool:
     def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:
         """An idle connection put back after `newer_than` (loop time), or None."""
         idle = self._idle
-        if not idle or idle[-1].idle_since < newer_than:
-            return None
-        connection = idle.pop()
-        connection.reused = True
-        return connection
+        while idle and idle[-1].idle_since >= newer_than:
+            connection = idle.pop()
+            if not connection.transport.is_closing():  # it has read the end, and is about to say so
+                connection.reused = True
+                return connection
+        return None
 
     def put(self, connection: UpstreamConnection) -> None:
         if self._closed or len(self._idle) >= _MAX_IDLE:
@@ -80,12 +81,16 @@ class Pool:
         """A fresh connection. Raises ConnectFailedError."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._connect()
+                connection = await self._connect()
         except TimeoutError:
             raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
         except OSError as error:
             detail = error.strerror or str(error)
             raise ConnectFailedError(Failure.CONNECT, detail) from None
+        if connection.transport.is_closing():
+            # Nothing was sent, and nobody would be told again that the connection is gone.
+            raise ConnectFailedError(Failure.CONNECT, "closed as soon as it was open")
+        return connection
 
     async def _connect(self) -> UpstreamConnection:
         address = self.address

@@ -42,6 +42,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_complete",
         "_drained",
+        "_heard",
         "_is_head",
         "_is_last",
         "_lead",
@@ -85,6 +86,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._remaining = 0
         self._messages = 0
         self._complete = False
+        self._heard = False
         self._is_head = False
         self._is_last = False
         self._wants_upgrade = False
@@ -117,6 +119,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.state = HEAD
         self.request_done = False
         self.received = 0
+        self._heard = False
         self._is_head = is_head
         self._is_last = is_last
         self._wants_upgrade = wants_upgrade
@@ -171,7 +174,10 @@ class UpstreamConnection(asyncio.Protocol):
         if state == UNTIL_EOF and exc is None:
             self._end(reusable=False)
         elif state == HEAD:
-            self._fail(Failure.CLOSED, "closed before it answered")
+            if self._heard:
+                self._fail(Failure.BROKEN, "closed in the middle of its head")
+            else:
+                self._fail(Failure.CLOSED, "closed before it answered")
         elif state in (LENGTH, CHUNKED, UNTIL_EOF):
             self._fail(Failure.RESET_MIDSTREAM, "closed in the middle of its answer")
         elif state == TUNNEL and self._sink is not None:
@@ -243,6 +249,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._end(reusable=left == 0 and not self.head.close)
 
     def _read_head(self, data: bytes) -> None:
+        self._heard = True
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""

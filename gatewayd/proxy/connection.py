@@ -71,6 +71,7 @@ class ClientConnection(RequestHandler):
         "_idle_since",
         "_linger_until",
         "_lingered",
+        "_parser_empty",
         "_parser_holds",
         "_peers",
         "_stalled_at",
@@ -112,6 +113,7 @@ class ClientConnection(RequestHandler):
         self._advancing = False
         self._held: list[bytes] = []
         self._held_size = 0
+        self._parser_empty = True  # surely; once it had a part of a message we no longer know
         self._parser_holds = False  # perhaps: bytes behind the last message
         self._head_since = 0.0
         self._head_size = 0
@@ -221,12 +223,13 @@ class ClientConnection(RequestHandler):
             self._messages.extend(messages)
             self._head_since = 0.0
             self._head_size = 0
-            if not self._parser_holds:
-                # The end of a body is not seen here, so something may always lie behind it.
-                alone = messages[0][1].is_eof() and data.find(_HEAD_END) == len(data) - 4
-                self._parser_holds = not alone
+            if self._parser_empty:
+                payload = messages[0][1]
+                end = data.find(_HEAD_END) + 4 + payload.total_bytes
+                self._parser_empty = payload.is_eof() and end == len(data)
+            self._parser_holds = not self._parser_empty
         elif self.exchange is None:
-            self._parser_holds = False
+            self._parser_holds = self._parser_empty = False
             if data and not self._head_since:
                 self._head_since = self._loop.time()
             self._head_size += len(data)
@@ -268,7 +271,8 @@ class ClientConnection(RequestHandler):
         if self.transport is None:
             return
         if exchange.close or not exchange.payload.is_eof() or self._handler.draining:
-            self.finish(lingering=not exchange.payload.is_eof())
+            unread = not exchange.payload.is_eof() or self._held or self._buffer_paused
+            self.finish(lingering=bool(unread))
             return
         self._idle_since = self._loop.time()
         if self._messages or self._held or self._parser_holds:

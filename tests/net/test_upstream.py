@@ -48,6 +48,9 @@ class Transport:
     def resume_reading(self) -> None:
         self.reading = True
 
+    def is_closing(self) -> bool:
+        return self.aborted
+
 
 class Sink:
     """Notes what it is told; `out` is what a client would get."""
@@ -103,7 +106,7 @@ class Exchange:
 
     def says(self, *parts: bytes) -> Exchange:
         for part in parts:
-            if not self.transport.aborted:
+            if part and not self.transport.aborted:
                 self.connection.data_received(part)
         return self
 
@@ -161,10 +164,25 @@ def test_an_answer_until_the_end_ends_with_a_clean_close_only() -> None:
 def test_a_counted_answer_that_is_cut_fails(size: int) -> None:
     exchange = Exchange().says(COUNTED[:size]).closes()
     early = size < COUNTED.index(b"\r\n\r\n") + 4
-    failure = Failure.CLOSED if early else Failure.RESET_MIDSTREAM
+    failure = Failure.BROKEN if early else Failure.RESET_MIDSTREAM
+    failure = failure if size else Failure.CLOSED  # only then can the request be repeated
     assert exchange.sink.told[-1] == ("failed", failure)
     assert "ended" not in exchange.sink.told
     assert not exchange.pooled
+
+
+def test_an_interim_answer_is_an_answer_begun() -> None:
+    exchange = Exchange().says(b"HTTP/1.1 100 Continue\r\n\r\n").closes()
+    assert exchange.sink.told == [("failed", Failure.BROKEN)]
+    assert exchange.connection.pool.take() is None
+
+
+def test_what_was_heard_of_one_answer_says_nothing_of_the_next() -> None:
+    exchange = Exchange().says(COUNTED)
+    exchange.pool.take()
+    sink = exchange.begin()
+    exchange.closes()
+    assert sink.told == [("failed", Failure.CLOSED)]
 
 
 @pytest.mark.parametrize("size", range(len(CHUNKED)))

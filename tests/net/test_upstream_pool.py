@@ -89,6 +89,35 @@ async def test_a_pool_is_bounded(unix: UnixAddress, monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
+async def test_a_connection_that_has_read_its_end_is_not_taken(unix: UnixAddress) -> None:
+    pool = pool_of(unix)
+    old, ending = [await pool.connect(1.0) for _ in range(2)]
+    pool.put(old)
+    pool.put(ending)
+    ending.transport.close()  # as the loop does at the end of a stream, a turn before it says so
+    assert pool.take() is old
+    assert pool.take() is None
+    old.abort()
+
+
+async def test_a_connection_that_ends_as_it_begins_is_none(
+    unix: UnixAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_of(unix)
+    connect = pool._connect
+
+    async def ended(self: Pool) -> UpstreamConnection:
+        connection = await connect()
+        connection.transport.abort()
+        await asyncio.sleep(0)
+        return connection
+
+    monkeypatch.setattr(Pool, "_connect", ended)
+    with pytest.raises(ConnectFailedError) as failed:
+        await pool.connect(1.0)
+    assert failed.value.failure is Failure.CONNECT
+
+
 async def test_tcp_is_dialled_too() -> None:
     server = await asyncio.start_server(nobody, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -154,6 +154,26 @@ async def test_what_lies_behind_a_request_that_closes_is_not_read(gateway: Gatew
     assert [r.target for r in replica.requests] == ["/1", "/2"]
 
 
+async def test_an_answer_is_not_lost_to_what_lies_unread_behind_its_request(
+    gateway: Gateway,
+) -> None:
+    """Closing a socket with unread bytes resets it, and a reset overtakes what was answered."""
+    replica = await gateway.serve()
+    wire = None
+    for _ in range(10):
+        client = await gateway.client()
+        await client.send(get("/1", "Connection: close"))
+        wire = wire or await replica.accept()
+        await wire.message()
+        client.writer.write(get("/more", "A: " + "b" * 1000) * 1000)
+        await until(lambda: any(c._buffer_paused for c in gateway.server.each()))
+        await wire.send(reply(b"x" * 100_000))
+        answer = await client.message()
+        assert (answer.body, answer.closes) == (b"x" * 100_000, True)
+        client.close()
+        await until(lambda: not gateway.server.connections)
+
+
 async def test_a_body_and_a_request_behind_it_in_one_segment(gateway: Gateway) -> None:
     replica = await gateway.serve()
     replica.answers = lambda request: reply(request.body or b"-")

@@ -136,6 +136,21 @@ async def test_an_answer_that_began_is_never_repeated(gateway: Gateway) -> None:
     assert len(replica.wires) == 1
 
 
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 2", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_a_stale_connection_that_had_begun_to_answer_is_not_repeated(
+    gateway: Gateway, begun: bytes
+) -> None:
+    replica = await gateway.serve()
+    stale = await warm(gateway, replica)
+    client = await gateway.client()
+    await client.send(get("/again"))
+    await stale.message()
+    await stale.send(begun)
+    stale.close()
+    assert (await client.message()).status == 502
+    assert len(replica.wires) == 1
+
+
 async def test_a_fresh_connection_that_closes_is_not_repeated(gateway: Gateway) -> None:
     first, second = await gateway.serve_by(2)
     client = await gateway.client()

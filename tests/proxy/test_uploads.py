@@ -89,6 +89,16 @@ async def test_a_body_of_any_size_arrives_whole(gateway: Gateway, size: int, fra
     assert gateway.totals().bytes_out == size
 
 
+async def test_thousands_of_tiny_chunks_arrive(gateway: Gateway) -> None:
+    replica = await gateway.serve()
+    replica.answers = lambda request: reply(b"%d" % len(request.body))
+    client = await gateway.client()
+    request = get("/", "Transfer-Encoding: chunked", method="POST") + b"1\r\nx\r\n" * 60_000
+    sending = asyncio.create_task(client.send(request + b"0\r\n\r\n"))
+    assert (await client.message()).body == b"60000"
+    await sending
+
+
 async def test_expect_is_answered_here_and_not_forwarded(gateway: Gateway) -> None:
     replica = await gateway.serve()
     client = await gateway.client()
