@@ -264,17 +264,26 @@ class Question:
     def close(self) -> None:
         """Let the router go, however far it is: through the bridge where that holds the request,
         else by hanging up."""
-        state, self._state = self._state, _OVER
-        if state == _ASKING:
-            self._plane.asker.forget(self._token)
+        if self.asking:
+            self._over()
             self._hang_up()
-        elif state == _CLAIMED:
+        elif self._state == _CLAIMED:
+            self._over()
             self._plane.asker.finish(self._token)
 
-    def _fail(self, outcome: Outcome) -> None:
+    def _fail(self, outcome: Outcome, *, hang_up: bool = True) -> None:
         if self.asking:
-            self.close()
-            self._failed(outcome)
+            failed = self._failed
+            self._over()
+            if hang_up:
+                self._hang_up()
+            failed(outcome)
+
+    def _over(self) -> None:
+        """It may outlive its exchange for a moment, and must not keep it."""
+        self._state = _OVER
+        self._chosen = self._failed = _nobody
+        self._plane.asker.forget(self._token)
 
     def _hang_up(self) -> None:
         self._stop_sending()
@@ -298,13 +307,8 @@ class Question:
     # --- Sink: what the router answers is of no interest beyond that it came
 
     def response_started(self, connection: UpstreamConnection) -> BodyPath:
-        if self.asking:
-            if connection.request_done:  # it reads to its end, and can be used again
-                self._state = _OVER
-                self._plane.asker.forget(self._token)
-                self._failed(Outcome.REFUSED)
-            else:
-                self._fail(Outcome.REFUSED)
+        # After the whole request its answer is read to the end, and the connection used again.
+        self._fail(Outcome.REFUSED, hang_up=not connection.request_done)
         return b"", _nowhere
 
     def first_byte(self) -> None:
@@ -323,6 +327,10 @@ class Question:
 
     def tunnel_closed(self, connection: UpstreamConnection) -> None:
         """Never: no upgrade is asked for."""
+
+
+def _nobody(answer: object) -> None:
+    """Who asked does not listen any more."""
 
 
 def _nowhere(data: bytes) -> None:
