@@ -33,6 +33,8 @@ COUNTERS_AND_GAUGES = {
     "gatewayd_router_up": {"service"},
     "gatewayd_router_restarts_total": {"service"},
     "gatewayd_router_fallbacks_total": {"service"},
+    "gatewayd_requests_by_way_total": {"service", "way"},
+    "gatewayd_steering_total": {"service", "outcome"},
     "gatewayd_connections": set(),
     "gatewayd_workers": set(),
     "gatewayd_worker_restarts_total": set(),
@@ -71,7 +73,11 @@ def test_every_metric_is_ours_and_every_one_is_shown() -> None:
 
 async def test_the_gateway_exports_them_with_these_labels() -> None:
     totals = ServiceTotals(
-        codes={200: 1}, rejections={"auth": 1}, upstream_errors={("a", "connect"): 1}
+        codes={200: 1},
+        rejections={"auth": 1},
+        upstream_errors={("a", "connect"): 1},
+        ways={"direct": 1},
+        steering={"steered": 1},
     )
     sample = Sample(
         totals={"llm": totals},

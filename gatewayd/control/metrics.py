@@ -158,7 +158,7 @@ def _trouble(totals: Mapping[str, ServiceTotals]) -> Iterator[Metric]:
         for (replica, kind), count in sorted(counted.upstream_errors.items()):
             errors.add_metric((service, replica, kind), count)
         retries.add_metric((service,), counted.retries)
-        fallbacks.add_metric((service,), counted.fallbacks)
+        fallbacks.add_metric((service,), counted.ways.get("fallback", 0))
     yield from (rejections, errors, retries, fallbacks, ways, steering)
 
 

@@ -88,7 +88,6 @@ class ServiceTotals:
     rejections: dict[str, int] = field(default_factory=dict)  # reason -> count
     upstream_errors: dict[tuple[str, str], int] = field(default_factory=dict)  # (replica, kind)
     retries: int = 0
-    fallbacks: int = 0  # requests that went past a router that could not serve them
     ways: dict[str, int] = field(default_factory=dict)  # direct, through, steered, fallback
     steering: dict[str, int] = field(default_factory=dict)  # outcome of asking a router -> count
 

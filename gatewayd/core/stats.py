@@ -37,7 +37,6 @@ def add_totals(total: ServiceTotals, part: ServiceTotals) -> None:
     _add_counts(total.rejections, part.rejections)
     _add_counts(total.upstream_errors, part.upstream_errors)
     total.retries += part.retries
-    total.fallbacks += part.fallbacks
     _add_counts(total.ways, part.ways)
     _add_counts(total.steering, part.steering)
 

@@ -135,7 +135,6 @@ class Course:
 
     def _past_router(self) -> LocalReply | None:
         """The router could not serve the request and no replica has seen it."""
-        self._served.meter.fell_back()
         self._exchange.via = "fallback"
         self._exchange.attempts = 0
         self.to_router = False

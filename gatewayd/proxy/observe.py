@@ -63,10 +63,6 @@ class Meter:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         self.changed = True
 
-    def fell_back(self) -> None:
-        self.totals.fallbacks += 1
-        self.changed = True
-
 
 class Meters:
     """The meters of a process, by `Service.key`; "" counts what belongs to no service."""

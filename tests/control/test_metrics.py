@@ -25,7 +25,8 @@ COUNTED = ServiceTotals(
     rejections={"rate_limit": 3},
     upstream_errors={("a", "refused"): 2},
     retries=2,
-    fallbacks=1,
+    ways={"direct": 6, "fallback": 1, "-": 1},
+    steering={"steered": 3, "timeout": 1},
 )
 SAMPLE = Sample(
     totals={"llama": COUNTED, "": ServiceTotals(codes={404: 1})},
@@ -78,6 +79,10 @@ def value(text: str, series: str) -> float:
         ('gatewayd_upstream_errors_total{service="llama",replica="a",kind="refused"}', 2),
         ('gatewayd_retries_total{service="llama"}', 2),
         ('gatewayd_router_fallbacks_total{service="llama"}', 1),
+        ('gatewayd_router_fallbacks_total{service=""}', 0),
+        ('gatewayd_requests_by_way_total{service="llama",way="fallback"}', 1),
+        ('gatewayd_requests_by_way_total{service="llama",way="none"}', 1),
+        ('gatewayd_steering_total{service="llama",outcome="timeout"}', 1),
         ('gatewayd_replicas{service="llama",state="up"}', 1),
         ('gatewayd_replicas{service="llama",state="draining"}', 1),
         ('gatewayd_replicas{service="llama",state="unreachable"}', 0),

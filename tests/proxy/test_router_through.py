@@ -232,7 +232,7 @@ async def test_what_reached_no_replica_goes_straight_to_one(
     if b"chat-a" in answer:
         assert routed.replicas[0].untouched  # it has just refused
     totals = routed.gateway.totals()
-    assert (totals.fallbacks, totals.codes) == (1, {200: 1})
+    assert (totals.ways, totals.codes) == ({"fallback": 1}, {200: 1})
 
 
 async def test_a_body_that_still_arrives_is_sent_again_from_its_start(routed: Routed) -> None:
@@ -266,7 +266,7 @@ async def test_a_router_that_refuses_connections_is_gone_past(routed: Routed) ->
         replica.answers = reply(b"straight")
     client = await routed.ask(post(BODY, "/v1/x"))
     assert (await client.message()).body == b"straight"
-    assert routed.gateway.totals().fallbacks == 1
+    assert routed.gateway.totals().ways == {"fallback": 1}
 
 
 async def test_a_replica_that_refuses_behind_a_router_that_does_is_left_for_the_next(

@@ -55,7 +55,6 @@ async def test_the_replica_gets_the_clients_own_bytes(steered: Steered) -> None:
     await steered.ended(steered=1)
     assert steered.outcomes == {"steered": 1}
     assert steered.gateway.totals().retries == 0
-    assert steered.gateway.totals().fallbacks == 0
 
 
 async def test_the_router_gets_the_question_and_no_secret(steered: Steered) -> None:
