@@ -10,7 +10,7 @@ import asyncio
 import errno
 from typing import Final
 
-from gatewayd.core.model import Address, UnixAddress
+from gatewayd.core.model import Address, TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
 from gatewayd.net.upstream import UpstreamConnection
 
@@ -79,9 +79,13 @@ class Pool:
 
     async def connect(self, timeout_s: float | None) -> UpstreamConnection:
         """A fresh connection. Raises ConnectFailedError."""
+        address = self.address
         try:
-            async with asyncio.timeout(timeout_s):
-                connection = await self._connect()
+            if isinstance(address, UnixAddress):
+                connection = await self._connect_unix(address, timeout_s)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    connection = await self._connect_tcp(address)
         except TimeoutError:
             raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
         except OSError as error:
@@ -92,14 +96,19 @@ class Pool:
             raise ConnectFailedError(Failure.CONNECT, "closed as soon as it was open")
         return connection
 
-    async def _connect(self) -> UpstreamConnection:
-        address = self.address
+    async def _connect_tcp(self, address: TcpAddress) -> UpstreamConnection:
+        _, protocol = await self.loop.create_connection(
+            lambda: UpstreamConnection(self), address.host, address.port
+        )
+        return protocol
+
+    async def _connect_unix(
+        self, address: UnixAddress, timeout_s: float | None
+    ) -> UpstreamConnection:
+        """The kernel answers at once, so no timer is set (5 µs); only a full backlog, which says
+        EAGAIN instead of making us wait, is waited for."""
         loop = self.loop
-        if not isinstance(address, UnixAddress):
-            _, protocol = await loop.create_connection(
-                lambda: UpstreamConnection(self), address.host, address.port
-            )
-            return protocol
+        deadline = None if timeout_s is None else loop.time() + timeout_s
         pause = _BUSY_RETRY_S
         while True:
             try:
@@ -107,9 +116,10 @@ class Pool:
                     lambda: UpstreamConnection(self), address.path
                 )
             except OSError as error:
-                # A Unix socket whose backlog is full says EAGAIN instead of making us wait.
                 if error.errno != errno.EAGAIN:
                     raise
+                if deadline is not None and loop.time() + pause > deadline:
+                    raise TimeoutError from None
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.1)
             else:
