@@ -103,7 +103,7 @@ class RouterApi:
             ) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RouterError(f"{method} {path}: {error or type(error).__name__}") from error
+            raise RouterError(f"{method} {path}: {str(error) or type(error).__name__}") from error
 
 
 def _short(body: bytes) -> str:
