@@ -104,15 +104,17 @@ async def test_a_connection_that_ends_as_it_begins_is_none(
     unix: UnixAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = pool_of(unix)
-    connect = pool._connect
+    connect = pool._connect_unix
 
-    async def ended(self: Pool) -> UpstreamConnection:
-        connection = await connect()
+    async def ended(
+        self: Pool, address: UnixAddress, timeout_s: float | None
+    ) -> UpstreamConnection:
+        connection = await connect(address, timeout_s)
         connection.transport.abort()
         await asyncio.sleep(0)
         return connection
 
-    monkeypatch.setattr(Pool, "_connect", ended)
+    monkeypatch.setattr(Pool, "_connect_unix", ended)
     with pytest.raises(ConnectFailedError) as failed:
         await pool.connect(1.0)
     assert failed.value.failure is Failure.CONNECT
