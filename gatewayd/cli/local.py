@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
 def _run(path: str, ahead: list[Spawned]) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
-    from gatewayd.control import eventlog
     from gatewayd.control.router_check import check_router
     from gatewayd.control.serve import serve
+    from gatewayd.net import eventlog
 
     load = functools.partial(load_config, path, os.environ, check_router=check_router)
     try:
@@ -73,10 +73,11 @@ def check(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     from gatewayd.config.values import parse_address
-    from gatewayd.control import eventlog, spawn
+    from gatewayd.control import spawn
     from gatewayd.control.serve import serve
     from gatewayd.core.model import Log, TcpAddress
     from gatewayd.demo.run import DEFAULT_LISTEN, run_demo
+    from gatewayd.net import eventlog
 
     listen = DEFAULT_LISTEN
     if options.listen is not None:

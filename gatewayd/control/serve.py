@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 
 from gatewayd.config.model import Config
 from gatewayd.control.control import Control
-from gatewayd.control.eventlog import announce
 from gatewayd.control.reload import LoadConfig
 from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.control.survivors import StateDirError
 from gatewayd.core.model import Address
+from gatewayd.net.eventlog import announce
 from gatewayd.net.listeners import ListenError
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ standard output that stops reading must stop nobody's request: lines are dropped
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 import sys
@@ -19,6 +20,8 @@ from typing import Final
 
 from gatewayd.core.model import Log
 from gatewayd.proxy.exchange import Exchange
+
+_log = logging.getLogger(__name__)
 
 _FLUSH_S: Final = 0.15
 _MAX_LINES: Final = 50_000  # waiting for a reader that does not read
@@ -108,7 +111,7 @@ class AccessLog:
         try:
             return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            print(f"gatewayd: cannot open the access log {self._path}: {error}", file=sys.stderr)
+            _log.error("cannot open the access log %s: %s", self._path, error)
             return -1
 
     def _put(self, fd: int, lines: list[str]) -> None:

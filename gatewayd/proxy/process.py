@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from typing import Final, Protocol
 
 from gatewayd.core.messages import (
@@ -27,6 +26,8 @@ from gatewayd.core.messages import (
     Report,
     ServiceTotals,
 )
+from gatewayd.core.model import Log
+from gatewayd.net import eventlog
 from gatewayd.net.channel import Channel, ChannelClosedError
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
@@ -117,6 +118,7 @@ class DataProcess:
     def _on_message(self, message: Message, fds: list[int]) -> None:
         if isinstance(message, Configure):
             self._configure = message
+            eventlog.configure(message.log)
             loads = LoadTable.attach(fds[0], message.slots, message.slot)
             loads.clear_row(message.slot)
             asker = Asker(self._loop, message.slot, message.incarnation)
@@ -243,7 +245,7 @@ def run_process(channel_fd: int, role: Role) -> int:
     """The whole of a `gatewayd worker` or `gatewayd bridge`; returns its exit code."""
     import uvloop
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    eventlog.configure(Log())  # until the first frame says how
 
     async def run() -> int:
         return await DataProcess(channel_fd, role).run()

@@ -403,3 +403,18 @@ async def test_descriptors_are_not_the_first_limit(make_run: MakeRun) -> None:
     run = await make_run().spawn().ready()
     for pid in (run.process.pid, *run.recorded()):
         assert soft_limit(pid) == min(hard, 1 << 20)
+
+
+async def test_events_of_workers_have_the_form_of_controls(make_run: MakeRun, home: Path) -> None:
+    text = FILE.replace("{home}/access.log", "{home}/missing/access.log, format: json")
+    run = make_run(text=text).spawn()
+    await until(lambda: run.text.count("cannot open the access log") == 2 and "ready:" in run.text)
+    run.send(signal.SIGTERM)
+    assert await run.exit_code() == 0
+    lines = [json.loads(line) for line in run.text.splitlines()]
+    assert {frozenset(line) for line in lines} == {
+        frozenset({"time", "level", "logger", "message"})
+    }
+    assert all(line["time"].endswith("Z") for line in lines)
+    (logger,) = {line["logger"] for line in lines if line["level"] == "error"}
+    assert logger == "gatewayd.proxy.accesslog"

@@ -1,4 +1,5 @@
-"""Control's log: one line on standard error for each event an operator cares about.
+"""The event log: one line on standard error for each event an operator cares about, of whichever
+process.
 
 Owns: the form of a line. Does not own: the access log (proxy.accesslog), a router's own log files.
 """
@@ -48,7 +49,8 @@ def announce(text: str) -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    time = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
+    return time.isoformat(timespec="milliseconds") + "Z"  # as in access lines
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:

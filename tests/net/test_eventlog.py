@@ -1,15 +1,16 @@
-"""Lines of control's log, for eyes and for machines."""
+"""Lines of the event log, for eyes and for machines."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from gatewayd.control import eventlog
 from gatewayd.core.model import Log
+from gatewayd.net import eventlog
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def test_text_is_one_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     time, _, rest = err.partition(" ")
-    assert time.endswith("+00:00")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
     assert rest == "WARNING two | lines of a router\n"
 
 
