@@ -283,7 +283,7 @@ class Control:
 
     def ask_to_reload(self) -> None:
         if self._started:
-            self._tasks.own(self.reloader.reload_and_log(), "reload")
+            self._tasks.own(self.reloader.reload_for_signal(), "reload")
 
     def reopen_logs(self) -> None:
         if self._started:

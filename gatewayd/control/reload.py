@@ -11,6 +11,7 @@ stands in the file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -59,27 +60,32 @@ class Reloader:
         return f"<Reloader {self.config.source or 'without a file'} {self.results}>"
 
     async def reload(self, *, dry_run: bool = False) -> Outcome:
-        """Raises ConfigError or RefusedError; then the old configuration stays."""
+        """Raises ConfigError or RefusedError; then the old configuration stays. Whoever asked, the
+        log says what came of it; of a dry run it says nothing."""
         async with self._lock:
             try:
                 outcome = await self._reload(dry_run)
-            except (ConfigError, RefusedError):
+            except (ConfigError, RefusedError) as error:
                 if not dry_run:
-                    self.results["failure"] += 1
+                    self._failed(error)
                 raise
             if not dry_run:
-                self.results["success"] += 1
+                self._succeeded(outcome)
             return outcome
 
-    async def reload_and_log(self) -> None:
-        """For a signal, where nobody waits for the answer."""
-        try:
-            outcome = await self.reload()
-        except (ConfigError, RefusedError) as error:
-            for line in str(error).splitlines():
-                _log.error("reload: %s", line)
-            _log.error("reload failed; the running configuration stays")
-            return
+    async def reload_for_signal(self) -> None:
+        """Nobody waits for the answer: it is in the log."""
+        with contextlib.suppress(ConfigError, RefusedError):
+            await self.reload()
+
+    def _failed(self, error: ConfigError | RefusedError) -> None:
+        self.results["failure"] += 1
+        for line in str(error).splitlines():
+            _log.error("reload: %s", line)
+        _log.error("reload failed; the running configuration stays")
+
+    def _succeeded(self, outcome: Outcome) -> None:
+        self.results["success"] += 1
         for line in outcome.changes:
             _log.info("reload: %s", line)
         _log.info("reloaded: %d changes", len(outcome.changes))

@@ -115,16 +115,27 @@ async def test_a_bad_file_changes_nothing_and_is_counted(home: Path) -> None:
         assert 'gatewayd_config_reloads_total{result="failure"} 3.0' in text
 
 
-async def test_a_reload_signal_says_what_it_did(
-    home: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("by", ["signal", "call"])
+async def test_the_log_says_what_a_reload_did(
+    home: Path, caplog: pytest.LogCaptureFixture, by: str
 ) -> None:
     caplog.set_level("INFO")
     async with running(home) as gateway:
+
+        async def reload() -> None:
+            if by == "signal":
+                await gateway.control.reloader.reload_for_signal()
+            else:
+                await gateway.post("/api/reload")
+
         write(home, RELOADED)
-        await gateway.control.reloader.reload_and_log()
+        await gateway.post("/api/reload?dry_run=1")
+        assert not any("reload" in message for message in caplog.messages)
+        await reload()
         assert "reload: services: new added" in caplog.messages
+        assert "reloaded: 2 changes" in caplog.messages
         gateway.file.write_text("x: 1")
-        await gateway.control.reloader.reload_and_log()
+        await reload()
         assert "reload failed; the running configuration stays" in caplog.messages
         assert "main/new" in gateway.control.state.services
 
