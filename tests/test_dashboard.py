@@ -40,7 +40,6 @@ COUNTERS_AND_GAUGES = {
     "gatewayd_worker_restarts_total": set(),
     "gatewayd_config_reloads_total": {"result"},
     "gatewayd_build_info": {"version"},
-    "gatewayd_certificate_expiry_timestamp_seconds": {"domain"},
 }
 HISTOGRAMS = ("gatewayd_request_duration_seconds", "gatewayd_time_to_first_byte_seconds")
 LABELS = {
@@ -93,10 +92,7 @@ async def test_the_gateway_exports_them_with_these_labels() -> None:
     exported: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^(gatewayd_\w+)(?:\{([^}]*)\})? ", text, re.MULTILINE):
         exported[name] = set(re.findall(r"(\w+)=", labels))
-    without_certificates = {name for name in LABELS if "certificate" not in name}
-    assert {name: exported.get(name) for name in without_certificates} == {
-        name: LABELS[name] for name in without_certificates
-    }
+    assert {name: exported.get(name) for name in LABELS} == LABELS
 
 
 @pytest.mark.parametrize(
