@@ -214,6 +214,7 @@ async def test_what_needs_a_restart_is_said_and_not_half_applied(
         gateway.config["services"][0]["model"] = "another"
         gateway.config["workers"] = 1
         gateway.write_file()
+        gateway.allow("ERROR reload")
         code, _, err = await gatewayd("reload", "-c", str(gateway.file))
         assert code == 2
         assert "workers" in err
