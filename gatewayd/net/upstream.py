@@ -278,8 +278,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(Failure.BROKEN, f"answered with {error}")
             return False
         self.status = head.status
-        if head.status == 101 and not self._wants_upgrade:
-            self._fail(Failure.BROKEN, "switched protocols unasked")
+        if head.status == 101 and not (self._wants_upgrade and self.request_done):
+            self._fail(Failure.BROKEN, "switched protocols unasked, or before it was asked")
             return False
         return True
 

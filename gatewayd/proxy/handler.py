@@ -6,6 +6,7 @@ Owns: the order. Does not own: each step (admit, forward, observe).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
 
+_log = logging.getLogger("gatewayd.proxy")
 _MAX_ID: Final = 128
 _SANE_ID: Final = frozenset(
     b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/+=@"
@@ -94,6 +96,10 @@ class Edge:
             reply = self._admit(exchange)
         except BadHead as error:
             reply = replies.bad_request(str(error))
+        except Exception:
+            # Called from the transport: nobody else would say it, or answer the client.
+            _log.exception("admission of a request failed")
+            reply = replies.INTERNAL
         served = exchange.served
         if reply is not None:
             if reply.rejection:

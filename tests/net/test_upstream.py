@@ -314,6 +314,13 @@ def test_a_bad_head_fails_before_the_answer_began(head: bytes) -> None:
     assert exchange.transport.aborted
 
 
+def test_protocols_are_switched_after_the_whole_request_only() -> None:
+    switch = b"HTTP/1.1 101 Go\r\nUpgrade: x\r\n\r\n"
+    early = Exchange(wants_upgrade=True, done=False).says(switch)
+    assert early.sink.told == [("failed", Failure.BROKEN)]
+    assert Exchange(wants_upgrade=True).says(switch).sink.told == [("started", 101)]
+
+
 def test_endless_interim_answers_are_no_answer() -> None:
     exchange = Exchange()
     for _ in range(2000):

@@ -167,6 +167,25 @@ async def test_a_replica_that_fails_is_502_without_a_word_about_itself(gateway: 
     assert b"Traceback" not in answer.body
 
 
+async def test_a_fault_of_ours_is_500_and_told_to_the_operator_alone(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of the implementation")
+
+    replica = await gateway.serve(model="m", rate_limits=(RateLimit("/", 1, 1),))
+    monkeypatch.setattr("gatewayd.proxy.admit.longest_prefix", broken)
+    client = await gateway.client()
+    answer = await client.ask(get())
+    assert (answer.status, answer.closes) == (500, True)
+    assert error_of(answer)["code"] == "internal_error"
+    assert b"secret" not in answer.body
+    assert "a secret of the implementation" in caplog.text
+    assert replica.untouched
+    assert gateway.totals().codes == {500: 1}
+    caplog.clear()
+
+
 # --- hosts
 
 

@@ -208,6 +208,18 @@ async def test_a_tunnel_counts_its_bytes(gateway: Gateway) -> None:
     assert (totals.codes, totals.bytes_in, totals.bytes_out) == ({101: 1}, 5, 3)
 
 
+async def test_a_protocol_cannot_be_switched_before_the_request_is_there(gateway: Gateway) -> None:
+    replica = await gateway.serve()
+    client = await gateway.client()
+    head = get("/", "Connection: upgrade", "Upgrade: x", "Content-Length: 4", method="POST")
+    await client.send(head + b"bo")
+    wire = await replica.accept()
+    await wire.upto(b"bo")
+    await wire.send(SWITCH % b"x")
+    assert (await client.message()).status == 502
+    await wire.gone()
+
+
 async def test_an_upgrade_with_a_body_sends_the_body_first(gateway: Gateway) -> None:
     replica = await gateway.serve()
     client = await gateway.client()
