@@ -15,14 +15,15 @@ import re
 from typing import Final
 
 HELLO: Final = b"H"  # the bridge's first frame on a link: from now on it claims for this worker
-_TOKEN: Final = re.compile(rb"s([0-9]{1,5})\.[0-9]{1,10}\.[0-9a-f]{1,16}")
+_TOKEN: Final = re.compile(rb"s([0-9]{1,5})\.[0-9]{1,20}\.[0-9a-f]{1,16}")
 _CLAIM: Final = b"C"
 _FINISH: Final = b"F"
 
 
-def token(slot: int, incarnation: int, number: int) -> bytes:
-    """Unique among all workers and their successors."""
-    return b"s%d.%d.%x" % (slot, incarnation, number)
+def token(slot: int, nonce: int, number: int) -> bytes:
+    """`nonce` is the worker's own secret: with it no two workers ever ask alike, and no other
+    process of the machine can answer in a router's place."""
+    return b"s%d.%d.%x" % (slot, nonce, number)
 
 
 def asking_slot(value: bytes) -> int | None:

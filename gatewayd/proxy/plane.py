@@ -40,7 +40,7 @@ class Plane:
     ) -> None:
         self.loop = loop
         self.loads = loads
-        self.asker = asker or Asker(loop, 0, 0)
+        self.asker = asker or Asker(loop, 0)
         self._changed = asyncio.Event()
         self.active: set[Forward] = set()
         self.servers: list[EdgeServer] = []

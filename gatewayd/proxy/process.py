@@ -121,7 +121,7 @@ class DataProcess:
             eventlog.configure(message.log)
             loads = LoadTable.attach(fds[0], message.slots, message.slot)
             loads.clear_row(message.slot)
-            asker = Asker(self._loop, message.slot, message.incarnation)
+            asker = Asker(self._loop, message.slot)
             self._plane = Plane(self._loop, loads, asker)
             self._plane.on_unreachable = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout

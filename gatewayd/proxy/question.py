@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import secrets
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -48,10 +49,10 @@ class Outcome(enum.Enum):
 class Asker:
     """The worker's end of the link to the bridge, and the questions that wait for an answer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, slot: int, incarnation: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, slot: int) -> None:
         self._loop = loop
         self._slot = slot
-        self._incarnation = incarnation
+        self._nonce = secrets.randbits(63)
         self._count = 0
         self._link: Link | None = None
         self._heard = False
@@ -74,7 +75,7 @@ class Asker:
 
     def open(self, question: Question) -> bytes:
         self._count += 1
-        value = token(self._slot, self._incarnation, self._count)
+        value = token(self._slot, self._nonce, self._count)
         self._open[value] = question
         return value
 
