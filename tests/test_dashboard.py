@@ -36,6 +36,7 @@ COUNTERS_AND_GAUGES = {
     "gatewayd_requests_by_way_total": {"service", "way"},
     "gatewayd_steering_total": {"service", "outcome"},
     "gatewayd_connections": set(),
+    "gatewayd_access_log_lines_dropped_total": set(),
     "gatewayd_workers": set(),
     "gatewayd_worker_restarts_total": set(),
     "gatewayd_config_reloads_total": {"result"},

@@ -202,6 +202,11 @@ def _processes(sample: Sample) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "gatewayd_connections", "Open client connections.", value=sample.connections
     )
+    yield CounterMetricFamily(
+        "gatewayd_access_log_lines_dropped",
+        "Access lines that were lost: nobody read them, or they could not be written.",
+        value=sum(counted.log_lines_dropped for counted in sample.totals.values()),
+    )
     reloads = CounterMetricFamily(
         "gatewayd_config_reloads", "Reloads of the configuration.", labels=("result",)
     )

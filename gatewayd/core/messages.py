@@ -90,6 +90,7 @@ class ServiceTotals:
     retries: int = 0
     ways: dict[str, int] = field(default_factory=dict)  # direct, through, steered, fallback
     steering: dict[str, int] = field(default_factory=dict)  # outcome of asking a router -> count
+    log_lines_dropped: int = 0  # of the whole process, so only under ""
 
 
 @dataclass(frozen=True, slots=True)

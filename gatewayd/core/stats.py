@@ -39,6 +39,7 @@ def add_totals(total: ServiceTotals, part: ServiceTotals) -> None:
     total.retries += part.retries
     _add_counts(total.ways, part.ways)
     _add_counts(total.steering, part.steering)
+    total.log_lines_dropped += part.log_lines_dropped
 
 
 def _add_counts(total: dict[_Label, int], part: dict[_Label, int]) -> None:

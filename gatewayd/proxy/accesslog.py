@@ -50,7 +50,9 @@ class AccessLog:
     """`write(exchange, now)` for each finished exchange; a no-op when the log is off."""
 
     def __init__(self, log: Log) -> None:
-        self.dropped = 0
+        # Each counted by one thread only.
+        self._refused = 0
+        self._unwritten = 0
         self._lines: list[str] = []
         self._path = log.access
         self._format: Callable[[Exchange | Unread, float, str], str] = (
@@ -70,7 +72,7 @@ class AccessLog:
         if self._thread is None:
             return
         if len(self._lines) >= _MAX_LINES:
-            self.dropped += 1
+            self._refused += 1
             return
         wall = time.time()
         second = int(wall)
@@ -79,6 +81,11 @@ class AccessLog:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = f"{self._stamp}.{int((wall - second) * 1000):03d}Z"
         self._lines.append(self._format(exchange, now, stamp))
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost since the process began."""
+        return self._refused + self._unwritten
 
     def reopen(self) -> None:
         """After the file was moved away (SIGUSR1)."""
@@ -116,7 +123,7 @@ class AccessLog:
 
     def _put(self, fd: int, lines: list[str]) -> None:
         if fd < 0:
-            self.dropped += len(lines)
+            self._unwritten += len(lines)
             return
         try:
             for block in _blocks(lines, whole=stat.S_ISREG(os.fstat(fd).st_mode)):
@@ -124,7 +131,7 @@ class AccessLog:
                 while rest:
                     rest = rest[os.write(fd, rest) :]
         except OSError:
-            self.dropped += len(lines)  # a full disk or a closed pipe must not end the thread
+            self._unwritten += len(lines)  # a full disk or a closed pipe must not end the thread
 
 
 def _blocks(lines: list[str], *, whole: bool) -> list[bytes]:

@@ -54,6 +54,11 @@ class Meter:
         errors[replica, kind] = errors.get((replica, kind), 0) + 1
         self.changed = True
 
+    def log_lines_dropped(self, total: int) -> None:
+        if total != self.totals.log_lines_dropped:
+            self.totals.log_lines_dropped = total
+            self.changed = True
+
     def retried(self) -> None:
         self.totals.retries += 1
         self.changed = True

@@ -48,7 +48,9 @@ class WorkerRole:
         self._plane.asker.link(fd)
 
     def totals(self) -> dict[str, ServiceTotals]:
-        return self._edge.meters.take_changed()
+        edge = self._edge
+        edge.meters.nobody.log_lines_dropped(edge.access_log.dropped)
+        return edge.meters.take_changed()
 
     def drain(self) -> None:
         self._edge.draining = True

@@ -418,3 +418,18 @@ async def test_events_of_workers_have_the_form_of_controls(make_run: MakeRun, ho
     assert all(line["time"].endswith("Z") for line in lines)
     (logger,) = {line["logger"] for line in lines if line["level"] == "error"}
     assert logger == "gatewayd.proxy.accesslog"
+
+
+async def test_access_lines_that_are_lost_are_counted(
+    make_run: MakeRun, home: Path, client: aiohttp.ClientSession
+) -> None:
+    run = await make_run(text=FILE.replace("/access.log", "/missing/access.log")).spawn().ready()
+    for _ in range(3):
+        async with client.get(f"{run.url}/") as response:
+            assert response.status == 502
+    connector = aiohttp.UnixConnector(str(home / "admin.sock"))
+    async with aiohttp.ClientSession(connector=connector) as admin, asyncio.timeout(20):
+        text = ""
+        while "\ngatewayd_access_log_lines_dropped_total 3.0\n" not in text:
+            async with admin.get("http://admin/metrics") as response:
+                text = await response.text()

@@ -29,7 +29,7 @@ COUNTED = ServiceTotals(
     steering={"steered": 3, "timeout": 1},
 )
 SAMPLE = Sample(
-    totals={"llama": COUNTED, "": ServiceTotals(codes={404: 1})},
+    totals={"llama": COUNTED, "": ServiceTotals(codes={404: 1}, log_lines_dropped=5)},
     in_flight=[("llama", "a", 3), ("llama", "b", 0)],
     replicas={"llama": {"up": 1, "draining": 1}},
     routers={"llama": RouterSample(up=True, restarts=2)},
@@ -91,6 +91,7 @@ def value(text: str, series: str) -> float:
         ("gatewayd_workers", 2),
         ("gatewayd_worker_restarts_total", 1),
         ("gatewayd_connections", 17),
+        ("gatewayd_access_log_lines_dropped_total", 5),
         ('gatewayd_config_reloads_total{result="success"}', 4),
         ('gatewayd_config_reloads_total{result="failure"}', 1),
         ('gatewayd_build_info{version="0.1.0"}', 1),
