@@ -69,7 +69,7 @@ class GatewayFile(Table):
     state_dir: Path = Field(default="./state", validate_default=True)
     """Registry state, certificates, router logs; created 0700."""
     run_dir: OptionalPath = None
-    """Sockets and pid; default: a private directory under the system's temporary directory."""
+    """Where gatewayd.pid is written while the gateway runs; null writes none."""
     ports: PortsTable = Field(default_factory=PortsTable, json_schema_extra={"default": {}})
     trusted_proxies: Annotated[list[Network], ONE_OR_LIST] = Field(default_factory=list)
     """CIDRs whose X-Forwarded-For and X-Forwarded-Proto are believed."""
