@@ -73,14 +73,19 @@ def sent_last(exchange: Exchange, endpoint: Endpoint) -> bool:
 
 
 def _routing_key(exchange: Exchange, served: Served) -> bytes:
-    """The line that a sticky policy goes by, when the operator named the client's field for it."""
-    if served.routing_key is None or not served.traits.routing_key_header:
+    """The line that a sticky policy goes by: what the client sent in the field that the operator
+    named for it, or what makes the request one of its own."""
+    traits = served.traits
+    if not traits.routing_key_header:
         return b""
-    key = exchange.message.headers.get(served.routing_key)
-    if key is None:
+    key = None if served.routing_key is None else exchange.message.headers.get(served.routing_key)
+    if key is not None:
+        value = key.encode("utf-8", "surrogateescape")
+    elif traits.routing_key_always:
+        value = exchange.request_id
+    else:
         return b""
-    value = key.encode("utf-8", "surrogateescape")
-    return b"%b: %b\r\n" % (served.traits.routing_key_header, value)
+    return b"%b: %b\r\n" % (traits.routing_key_header, value)
 
 
 def response_head(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gatewayd.core.model import RouterTraits
+from gatewayd.core.model import RouterSpec, RouterTraits
 
 TOKEN_HEADER: Final = b"x-request-id-gw"  # they pass on any X-Request-Id-*
 ERROR_HEADER: Final = b"x-smg-error-code"
@@ -20,6 +20,7 @@ STEER_PATHS: Final = frozenset(
 
 
 def http_traits(
+    spec: RouterSpec,
     key: str | None,
     *,
     strip_response: frozenset[bytes],
@@ -39,6 +40,8 @@ def http_traits(
         unsent_errors=unsent_errors,
         token_header=TOKEN_HEADER,
         routing_key_header=b"x-smg-routing-key",
+        # Without a key it goes by Authorization, and that is ours: all would go to one target.
+        routing_key_always=spec.policy == "consistent_hashing",
         steer_paths=steer_paths,
         allowed_paths=allowed_paths,
         denied_paths=denied_paths,

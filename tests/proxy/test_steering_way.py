@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,27 @@ async def test_the_routing_key_is_what_the_service_names(steered: Steered) -> No
     assert not (await asked.wire.message()).all("X-R-Key")
     await asked.wire.send(reply())
     await wire.message()
+
+
+async def test_a_request_without_a_key_gets_one_of_its_own_where_the_router_needs_it(
+    steered: Steered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steered.TRAITS", replace(TRAITS, routing_key_always=True))
+    (replica,) = await steered.start(1, router={"routing_key_header": "X-Session"})
+    replica.answers = reply()
+    wire = await steered.client()
+    keys = []
+    router = None
+    for field in ("X-Session: alice", "X-Other: x", "X-Other: x", "X-R-Key: mallory"):
+        await wire.send(post(BODY, PATH, field))
+        asked = await steered.chosen(replica, router)
+        keys += asked.message.all("X-R-Key")
+        router = asked.wire
+        await wire.message()
+        await steered.finished(asked)
+    assert keys[0] == "alice"
+    assert len(set(keys)) == 4
+    assert "mallory" not in keys
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -177,6 +177,15 @@ def test_no_header_of_a_client_chooses_the_target() -> None:
         assert header.startswith(traits.strip_request_prefixes)
 
 
+@pytest.mark.parametrize(
+    ("policy", "always"),
+    [("consistent_hashing", True), ("manual", False), ("cache_aware", False), (None, False)],
+)
+def test_who_needs_a_key_for_every_request(policy: str | None, always: bool) -> None:
+    """manual would remember each of them for hours."""
+    assert PLUGIN.traits(spec(policy)).routing_key_always is always
+
+
 def test_logs_are_few_and_small(tmp_path: Path) -> None:
     for day in range(10, 20):
         path = tmp_path / f"smg.2026-01-{day}"

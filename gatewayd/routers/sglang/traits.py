@@ -27,6 +27,7 @@ _UNSENT: Final = frozenset({b"no_available_workers", b"no_workers", b"server_sel
 def traits(spec: RouterSpec, key: str | None = None) -> RouterTraits:
     """`key` is that of the running router."""
     return http_traits(
+        spec,
         key,
         strip_response=_STRIP_RESPONSE,
         unsent_errors=_UNSENT,

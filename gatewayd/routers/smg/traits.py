@@ -29,6 +29,7 @@ _ALLOWED: Final = (
 def traits(spec: RouterSpec, key: str | None = None) -> RouterTraits:
     """`key` is that of the running router."""
     return http_traits(
+        spec,
         key,
         strip_response=frozenset({b"x-smg-routed-worker-id"}),  # an address of ours
         unsent_errors=_UNSENT,
