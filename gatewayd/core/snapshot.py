@@ -36,7 +36,6 @@ class Snapshot:
     targets: Mapping[str, Target]  # lower-case host without port -> target
     auth: Auth | None = None
     trusted_proxies: tuple[str, ...] = ()
-    draining: bool = False
 
 
 @by_fields
