@@ -24,6 +24,7 @@ from aiohttp.web_protocol import RequestHandler
 from gatewayd.core import reply as replies
 from gatewayd.core.model import Limits
 from gatewayd.core.reply import LocalReply
+from gatewayd.net.unsent import unsent
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
@@ -351,7 +352,8 @@ class ClientConnection(RequestHandler):
 
     def _sweep_stalled(self, now: float, write_timeout: float) -> None:
         assert self.transport is not None
-        waiting = self.transport.get_write_buffer_size()
+        # The kernel holds megabytes for a slow reader: what it has sent on is progress as well.
+        waiting = self.transport.get_write_buffer_size() + unsent(self.transport)
         if waiting != self._stalled_at:
             self._stalled_at = waiting
             self._stalled_since = now
