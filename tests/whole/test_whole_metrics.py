@@ -225,8 +225,8 @@ async def test_status_tells_the_same_everywhere(whole: Whole) -> None:
             wanted = [service["name"], replica["id"], replica["state"], str(replica["in_flight"])]
             assert [*wanted, replica["address"]] in rows
     (router,) = [row for row in lines if row[:2] == ["routed", "sglang"]]
-    endpoint = (await gateway.service("routed"))["router"]["endpoint"]
-    assert router == ["routed", "sglang", "ready", endpoint, "1/1", "0"]
+    told = (await gateway.service("routed"))["router"]
+    assert router == ["routed", "sglang", told["mode"], "ready", told["endpoint"], "1/1", "0"]
     for worker in asked["workers"]:
         row = ["worker", str(worker["slot"]), str(worker["pid"]), "ready", "0"]
         assert row in [found[:5] for found in lines]
@@ -253,7 +253,7 @@ async def test_access_lines_say_what_happened(whole: Whole) -> None:
 
 
 async def test_a_separate_address_for_metrics_only(home: Path) -> None:
-    gateway = Gateway(home)
+    gateway = Gateway(home, workers=1)
     gateway.config["listen"]["metrics"] = "127.0.0.1:0"
     async with gateway, aiohttp.ClientSession() as session:
         (address,) = [
