@@ -129,6 +129,6 @@ async def test_promtool_finds_nothing_to_say() -> None:
 async def test_many_asking_at_once_are_answered() -> None:
     exposition = Exposition(lambda: SAMPLE)
     texts = await asyncio.gather(*(exposition.render() for _ in range(10)))
-    own = [[line for line in text.splitlines() if "gatewayd_" in line] for text in texts]
+    own = [[line for line in text.splitlines() if b"gatewayd_" in line] for text in texts]
     assert own[0]
     assert own == [own[0]] * 10
