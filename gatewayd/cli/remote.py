@@ -68,7 +68,12 @@ def replica_add(options: argparse.Namespace) -> int:
     if options.id is not None:
         body["id"] = options.id
     path = f"services/{_part(options.service)}/replicas/register"
-    return _change(options, path, body, f"{address} added to {options.service}")
+
+    def ask(admin: Admin) -> None:
+        answer = admin.post(f"{_base(options, admin)}/{path}", body)
+        print(f"replica {answer['id']} added to {options.service}")
+
+    return _with_admin(options, ask)
 
 
 def replica_drain(options: argparse.Namespace) -> int:

@@ -130,8 +130,9 @@ async def test_replicas_come_and_go(gateway: Gateway) -> None:
     home = gateway.home
     body = {"job_id": "J-1", "app_port": 80, "socket": f"{home}/b.sock"}
     assert await gateway.post("/api/registry/MAIN/services/LLAMA/replicas/register", body) == OK
-    assert await gateway.post(f"{REPLICAS}/register", {"url": "http://127.0.0.1:9"}) == OK
+    status, answer = await gateway.post(f"{REPLICAS}/register", {"url": "http://127.0.0.1:9"})
     first, second, third = (await shown(gateway, "llama"))["replicas"]
+    assert (status, answer) == (200, {"status": "ok", "id": third["id"]})
     assert (first["id"], first["origin"]) == ("a", "file")
     assert (second["id"], second["address"]) == ("J-1", f"unix:{home}/b.sock")
     assert (third["address"], third["origin"]) == ("127.0.0.1:9", "api")
@@ -159,7 +160,7 @@ async def test_replicas_come_and_go(gateway: Gateway) -> None:
 )
 async def test_draining(gateway: Gateway, path: str, body: object) -> None:
     new = {"id": "b", "socket": f"{gateway.home}/b.sock"}
-    assert await gateway.post(f"{REPLICAS}/register", new) == OK
+    assert (await gateway.post(f"{REPLICAS}/register", new))[0] == 200
     assert await gateway.post(f"{REPLICAS}/b/{path}", body) == (
         200,
         {"status": "ok", "drained": True, "running": 0},
@@ -312,7 +313,7 @@ async def test_slow_clients_delay_nobody(gateway: Gateway) -> None:
     async with asyncio.timeout(2):
         assert (await gateway.get("/healthz"))[0] == 200
         new = {"id": "b", "socket": f"{gateway.home}/b.sock"}
-        assert await gateway.post(f"{REPLICAS}/register", new) == OK
+        assert (await gateway.post(f"{REPLICAS}/register", new))[0] == 200
     for writer in writers:
         writer.close()
         await writer.wait_closed()

@@ -80,9 +80,11 @@ class RegistryCalls:
         return ok()
 
     async def register_replica(self, request: web.Request) -> web.Response:
+        """Tells the id, which draining needs; a caller with a `job_id` knows it."""
         body = await read_body(request, RegisterReplicaBody)
-        await self._registry.add_replica(_key(request), to_replica(body))
-        return ok()
+        replica = to_replica(body)
+        await self._registry.add_replica(_key(request), replica)
+        return ok() if body.job_id is not None else ok(id=replica.id)
 
     async def unregister_replica(self, request: web.Request) -> web.Response:
         body = await _withdraw_body(request)
