@@ -116,12 +116,11 @@ async def test_a_router_that_is_not_installed(home: Path) -> None:
     )
     file = home / "gateway.yaml"
     file.write_text("domain: test\nrouter: sglang\n")
-    for command in ("check", "run"):
-        code, _, err = await gatewayd(command, "-c", str(file), env={"PYTHONPATH": str(hook)})
-        assert code == 2
-        assert f"{file}:2: router" in err
-        assert "not installed" in err
-        assert "pip install sglang-router" in err
+    code, _, err = await gatewayd("run", "-c", str(file), env={"PYTHONPATH": str(hook)})
+    assert code == 2
+    assert f"{file}:2: router" in err
+    assert "not installed" in err
+    assert "pip install sglang-router" in err
 
 
 @pytest.mark.parametrize("which", ["http", "admin", "metrics"])
@@ -158,7 +157,7 @@ async def test_usage(argv: tuple[str, ...]) -> None:
 
 
 async def test_a_gateway_that_is_not_there(home: Path) -> None:
-    for argv in (("status",), ("reload",), ("service", "remove", "a"), ("status", "--json")):
+    for argv in (("status",), ("reload",), ("service", "remove", "a")):
         code, out, err = await gatewayd(*argv, "--admin", f"unix:{home}/absent.sock")
         assert (code, out) == (1, "")
         assert "is it running?" in err
@@ -173,7 +172,7 @@ async def gateway(shared_home: Path) -> AsyncIterator[Gateway]:
     services = [
         {"name": "llama", "model": "m", "replicas": [{"id": "r0", "socket": str(replica.path)}]}
     ]
-    async with replica, Gateway(shared_home, services) as gateway:
+    async with replica, Gateway(shared_home, services, workers=1) as gateway:
         (shared_home / "plain").write_text("no socket")
         yield gateway
 

@@ -73,7 +73,7 @@ def _refuses(port: int) -> bool:
 async def test_an_idle_keep_alive_connection_does_not_hold_the_stop(
     home: Path, replica: Replica
 ) -> None:
-    async with Gateway(home, [service(replica)], drain_timeout="30s") as gateway:
+    async with Gateway(home, [service(replica)], workers=1, drain_timeout="30s") as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(b"GET /who HTTP/1.1\r\nHost: llama.test\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -87,7 +87,7 @@ async def test_an_idle_keep_alive_connection_does_not_hold_the_stop(
 async def test_what_does_not_end_in_time_is_cut(
     home: Path, replica: Replica, session: aiohttp.ClientSession
 ) -> None:
-    async with Gateway(home, [service(replica)], drain_timeout="1s") as gateway:
+    async with Gateway(home, [service(replica)], workers=1, drain_timeout="1s") as gateway:
         streams = await begin(Clients(gateway.url, "llama", session), 2, tokens=10_000)
         gateway.signal(signal.SIGTERM)
         told = time.monotonic()
@@ -100,7 +100,7 @@ async def test_what_does_not_end_in_time_is_cut(
 async def test_sigint_twice_stops_at_once(
     home: Path, replica: Replica, session: aiohttp.ClientSession
 ) -> None:
-    async with Gateway(home, [service(replica)], drain_timeout="60s") as gateway:
+    async with Gateway(home, [service(replica)], workers=1, drain_timeout="60s") as gateway:
         (stream,) = await begin(Clients(gateway.url, "llama", session), 1, tokens=10_000)
         gateway.signal(signal.SIGINT)
         await eventually(lambda: _refuses(gateway.port), 2)
@@ -111,7 +111,7 @@ async def test_sigint_twice_stops_at_once(
 
 
 async def test_a_second_gatewayd_on_the_same_state_is_refused(home: Path, replica: Replica) -> None:
-    async with Gateway(home, [service(replica)]) as gateway:
+    async with Gateway(home, [service(replica)], workers=1) as gateway:
         other = home / "other.yaml"
         text = gateway.file.read_text().replace("admin.sock", "admin2.sock")
         other.write_text(text)
@@ -161,65 +161,66 @@ async def test_sighup_applies_a_difference_and_cuts_nothing(
         assert "reload: services: fresh added" in gateway.read_log()
 
 
-async def test_a_bad_file_changes_nothing(
+async def test_reloads_as_typed(
     home: Path, replica: Replica, session: aiohttp.ClientSession
 ) -> None:
-    async with Gateway(home, [service(replica)]) as gateway:
+    async with Gateway(home, [service(replica)], workers=1) as gateway:
         gateway.allow("ERROR reload")
         clients = Clients(gateway.url, "llama", session)
-        gateway.config["services"] = [{"name": "llama", "rate_limits": [{"prefix": "/", "rsp": 1}]}]
-        gateway.write_file()
-        gateway.signal(signal.SIGHUP)
-        await reloaded(gateway, "failure", 1)
-        admin = ("--admin", f"unix:{gateway.admin_path}")
-        code, out, err = await gatewayd("reload", *admin)
-        assert (code, out) == (2, "")
-        assert "services[0].rate_limits[0].rsp" in err
-        assert "rps" in err
-        await reloaded(gateway, "failure", 2)
-        code, _, err = await gatewayd("reload", "--dry-run", *admin)
-        assert code == 2
-        assert "rsp" in err
-        await reloaded(gateway, "failure", 2)  # nothing was tried
+        await a_bad_file_changes_nothing(gateway, clients)
+        await a_dry_run_prints_the_difference_and_applies_nothing(gateway)
+        await what_needs_a_restart_is_said_and_not_half_applied(gateway)
         assert (await clients.post(max_tokens=1))[0] == 200
-        assert "services[0].rate_limits[0].rsp" in gateway.read_log()
 
 
-async def test_a_dry_run_prints_the_difference_and_applies_nothing(
-    home: Path, replica: Replica
-) -> None:
-    async with Gateway(home, [service(replica)]) as gateway:
-        admin = ("--admin", f"unix:{gateway.admin_path}")
-        gateway.config["services"][0]["model"] = "another"
-        gateway.config["services"].append({"name": "fresh", "replicas": []})
-        gateway.write_file()
-        code, out, err = await gatewayd("reload", "--dry-run", *admin)
-        assert (code, err) == (0, "")
-        assert "services.llama.model: m -> another" in out
-        assert "fresh" in out
-        names = [s["name"] for s in (await gateway.status())["services"]]
-        assert names == ["llama"]
-        code, applied, _ = await gatewayd("reload", *admin)
-        assert (code, applied) == (0, out)
-        assert [s["name"] for s in (await gateway.status())["services"]] == ["llama", "fresh"]
-        assert (await gateway.service("llama"))["model"] == "another"
-        code, nothing, _ = await gatewayd("reload", *admin)
-        assert (code, nothing) == (0, "nothing changed\n")
+async def a_bad_file_changes_nothing(gateway: Gateway, clients: Clients) -> None:
+    services = gateway.config["services"]
+    gateway.config["services"] = [{"name": "llama", "rate_limits": [{"prefix": "/", "rsp": 1}]}]
+    gateway.write_file()
+    gateway.signal(signal.SIGHUP)
+    await reloaded(gateway, "failure", 1)
+    admin = ("--admin", f"unix:{gateway.admin_path}")
+    code, out, err = await gatewayd("reload", *admin)
+    assert (code, out) == (2, "")
+    assert "services[0].rate_limits[0].rsp" in err
+    assert "rps" in err
+    await reloaded(gateway, "failure", 2)
+    code, _, err = await gatewayd("reload", "--dry-run", *admin)
+    assert code == 2
+    assert "rsp" in err
+    await reloaded(gateway, "failure", 2)  # nothing was tried
+    assert (await clients.post(max_tokens=1))[0] == 200
+    assert "services[0].rate_limits[0].rsp" in gateway.read_log()
+    gateway.config["services"] = services
 
 
-async def test_what_needs_a_restart_is_said_and_not_half_applied(
-    home: Path, replica: Replica
-) -> None:
-    async with Gateway(home, [service(replica)]) as gateway:
-        gateway.config["services"][0]["model"] = "another"
-        gateway.config["workers"] = 1
-        gateway.write_file()
-        gateway.allow("ERROR reload")
-        code, _, err = await gatewayd("reload", "-c", str(gateway.file))
-        assert code == 2
-        assert "workers" in err
-        assert "restart" in err
-        assert (await gateway.service("llama"))["model"] == "m"
+async def a_dry_run_prints_the_difference_and_applies_nothing(gateway: Gateway) -> None:
+    admin = ("--admin", f"unix:{gateway.admin_path}")
+    gateway.config["services"][0]["model"] = "another"
+    gateway.config["services"].append({"name": "fresh", "replicas": []})
+    gateway.write_file()
+    code, out, err = await gatewayd("reload", "--dry-run", *admin)
+    assert (code, err) == (0, "")
+    assert "services.llama.model: m -> another" in out
+    assert "fresh" in out
+    assert [s["name"] for s in (await gateway.status())["services"]] == ["llama"]
+    code, applied, _ = await gatewayd("reload", *admin)
+    assert (code, applied) == (0, out)
+    assert [s["name"] for s in (await gateway.status())["services"]] == ["llama", "fresh"]
+    assert (await gateway.service("llama"))["model"] == "another"
+    code, nothing, _ = await gatewayd("reload", *admin)
+    assert (code, nothing) == (0, "nothing changed\n")
+
+
+async def what_needs_a_restart_is_said_and_not_half_applied(gateway: Gateway) -> None:
+    gateway.config["services"][0]["model"] = "yet another"
+    gateway.config["workers"] = 2
+    gateway.write_file()
+    code, _, err = await gatewayd("reload", "-c", str(gateway.file))
+    assert code == 2
+    assert "workers" in err
+    assert "restart" in err
+    assert (await gateway.service("llama"))["model"] == "another"
 
 
 async def test_logs_are_reopened_on_sigusr1(

@@ -113,7 +113,7 @@ async def whole(shared_home: Path) -> AsyncIterator[Whole]:
         proxies = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
         env = dict.fromkeys(proxies, there) | {"HF_ENDPOINT": there}
         async with (
-            Gateway(shared_home, services, env=env) as gateway,
+            Gateway(shared_home, services, env=env, workers=1) as gateway,
             aiohttp.ClientSession() as session,
         ):
             for name in replicas:

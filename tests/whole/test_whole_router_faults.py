@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-import pytest
 from whole_gateway import Gateway, alive, eventually, gatewayd, gone
 from whole_replicas import Replica
 from whole_streams import Clients, begin
@@ -74,30 +73,35 @@ async def routed(home: Path, *modes: str) -> AsyncIterator[list[Routed]]:
         ]
 
 
-@pytest.mark.parametrize("mode", ["through", "steer"])
-async def test_a_killed_router_is_back_with_its_targets(home: Path, mode: str) -> None:
-    async with routed(home, mode) as (whole,):
-        gateway = whole.gateway
-        gateway.allow(f"router of main/{mode} was ended by SIGKILL", NOT_ASKED)
-        pid = await whole.pid()
-        assert await whole.ways(4) == {WAY[mode]}
-        streams = await begin(whole.clients, 4, tokens=30)
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        # Not sooner: what a dying one has just been sent cannot be known to be without effect.
-        await eventually(lambda: gone(pid), 2)
-        assert WAY[mode] not in await whole.ways(6)  # straight to the replicas
-        # What the router carried is cut, and seen to be; what it only steered goes on.
-        ends = {await one.over() for one in streams}
-        assert ends == ({"cut"} if mode == "through" else {"whole"})
-        fresh = await whole.pid()
-        assert time.monotonic() - killed < 7
-        assert fresh != pid
-        await eventually(whole.is_back, 5, "requests go through it again")
-        metrics = await gateway.metrics()
-        assert metrics.total("gatewayd_router_up", service=mode) == 1
-        assert metrics.total("gatewayd_router_restarts_total", service=mode) == 1
-        assert {r.running for r in whole.replicas} == {0}
+async def test_killed_routers_are_back_with_their_targets(home: Path) -> None:
+    async with routed(home, "through", "steer") as both:
+        both[0].gateway.allow("router of main/.* was ended by SIGKILL", NOT_ASKED)
+        async with asyncio.timeout(40), asyncio.TaskGroup() as group:
+            for whole in both:
+                group.create_task(killed_and_back(whole))
+
+
+async def killed_and_back(whole: Routed) -> None:
+    way = WAY[whole.mode]
+    pid = await whole.pid()
+    assert await whole.ways(4) == {way}
+    streams = await begin(whole.clients, 4, tokens=30)
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    # Not sooner: what a dying one has just been sent cannot be known to be without effect.
+    await eventually(lambda: gone(pid), 2)
+    assert way not in await whole.ways(4)  # straight to the replicas
+    # What the router carried is cut, and seen to be; what it only steered goes on.
+    ends = {await one.over() for one in streams}
+    assert ends == ({"cut"} if whole.mode == "through" else {"whole"})
+    fresh = await whole.pid()
+    assert time.monotonic() - killed < 7
+    assert fresh != pid
+    await eventually(whole.is_back, 5, "requests go through it again")
+    metrics = await whole.gateway.metrics()
+    assert metrics.total("gatewayd_router_up", service=whole.mode) == 1
+    assert metrics.total("gatewayd_router_restarts_total", service=whole.mode) == 1
+    assert {r.running for r in whole.replicas} == {0}
 
 
 async def test_routers_that_hang_are_found_and_replaced(home: Path) -> None:
@@ -128,7 +132,7 @@ async def test_a_router_that_cannot_start_is_said_and_missed_by_nobody(home: Pat
         replica = Replica("r", home / "r.sock")
         service = {"name": "llama", "router": "sglang", "replicas": [f"unix:{replica.path}"]}
         ports = {"bridge": "10001-11999", "router": f"{port}-{port}"}
-        gateway = Gateway(home, [service], ports=ports)
+        gateway = Gateway(home, [service], ports=ports, workers=1)
         gateway.allow("router of main/llama could not be started: .*no free port")
         async with replica, gateway, aiohttp.ClientSession() as session:
             clients = Clients(gateway.url, "llama", session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -118,42 +119,55 @@ async def test_counters_never_go_back(home: Path, session: aiohttp.ClientSession
         assert (await gateway.metrics()).total("gatewayd_worker_restarts_total") == 3
 
 
-@pytest.mark.parametrize("mode", ["through", "steer"])
 async def test_a_killed_bridge_is_replaced_and_keeps_its_ports(
-    home: Path, session: aiohttp.ClientSession, mode: str
+    home: Path, session: aiohttp.ClientSession
 ) -> None:
-    replicas = [Replica(f"r{i}", home / f"r{i}.sock", gap_s=0.03) for i in range(2)]
-    service = {
-        "name": "llama",
-        "router": {"type": "sglang", "mode": mode},
-        "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas],
+    ways = {"through": "through", "steer": "steered"}
+    replicas = {
+        mode: [Replica(f"{mode}{i}", home / f"{mode}{i}.sock", gap_s=0.03) for i in range(2)]
+        for mode in ways
     }
+    services = [
+        {
+            "name": mode,
+            "router": {"type": "sglang", "mode": mode},
+            "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas[mode]],
+        }
+        for mode in ways
+    ]
+
+    async def ports() -> dict[str, int]:
+        return {
+            replica["id"]: replica["bridge_port"]
+            for mode in ways
+            for replica in (await gateway.service(mode))["replicas"]
+        }
+
     async with AsyncExitStack() as stack:
-        for replica in replicas:
+        for replica in itertools.chain(*replicas.values()):
             await stack.enter_async_context(replica)
-        gateway = await stack.enter_async_context(Gateway(home, [service]))
+        gateway = await stack.enter_async_context(Gateway(home, services))
         gateway.allow("bridge 2 .* was killed by SIGKILL")
-        clients = Clients(gateway.url, "llama", session)
-        router = await gateway.router_pid("llama")
-        before = {r["id"]: r["bridge_port"] for r in (await gateway.service("llama"))["replicas"]}
-        streams = await begin(clients, 4, tokens=40)
+        clients = {mode: Clients(gateway.url, mode, session) for mode in ways}
+        routers = {mode: await gateway.router_pid(mode) for mode in ways}
+        before = await ports()
+        streams = {mode: await begin(clients[mode], 4, tokens=40) for mode in ways}
         bridge = (await gateway.status())["bridge"]["pid"]
         os.kill(bridge, signal.SIGKILL)
         # From the first moment on requests are answered: through the queue of the ports, or past.
-        for _ in range(10):
-            status, answer = await clients.post(max_tokens=1)
-            assert status == 200, answer
-        ends = [await one.over() for one in streams]
-        assert set(ends) == {"cut" if mode == "through" else "whole"}
+        for _ in range(8):
+            for asked in clients.values():
+                status, answer = await asked.post(max_tokens=1)
+                assert status == 200, answer
+        assert {await one.over() for one in streams["through"]} == {"cut"}
+        assert {await one.over() for one in streams["steer"]} == {"whole"}
         await eventually(lambda: _bridge_ready(gateway, bridge), 5, "a new bridge")
-        after = {r["id"]: r["bridge_port"] for r in (await gateway.service("llama"))["replicas"]}
-        assert after == before
-        assert await gateway.router_pid("llama") == router
-        for _ in range(6):
-            assert (await clients.post(max_tokens=1))[0] == 200
-        assert {*await gateway.ways(clients.ids[-6:])} == {
-            "through" if mode == "through" else "steered"
-        }
+        assert await ports() == before
+        for mode, way in ways.items():
+            assert await gateway.router_pid(mode) == routers[mode]
+            for _ in range(4):
+                assert (await clients[mode].post(max_tokens=1))[0] == 200
+            assert {*await gateway.ways(clients[mode].ids[-4:])} == {way}
 
 
 async def _bridge_ready(gateway: Gateway, old: int) -> bool:
