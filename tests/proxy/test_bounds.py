@@ -158,6 +158,17 @@ async def test_a_head_whose_start_came_with_the_request_before_has_a_deadline(
     await refused(client, 408)
 
 
+async def test_a_head_that_came_in_pieces_leaves_no_deadline_behind(gateway: Gateway) -> None:
+    gateway.limit(header_timeout=0.1)
+    replica = await gateway.serve()
+    replica.answers = reply()
+    client = await gateway.client()
+    await client.send(get()[:10], get()[10:])
+    assert (await client.message()).status == 200
+    await client.nothing(0.25)
+    assert (await client.ask(get())).status == 200
+
+
 async def test_a_slow_replica_is_not_a_slow_head(gateway: Gateway) -> None:
     gateway.limit(header_timeout=0.05, keepalive_timeout=0.05)
     replica = await gateway.serve()

@@ -142,6 +142,22 @@ async def test_pipelined_bytes_are_held_within_bounds_while_a_request_runs(
     assert (await client.message()).body == b"slow"
 
 
+async def test_what_was_held_back_is_answered_in_the_end(gateway: Gateway) -> None:
+    replica = await gateway.serve()
+    client = await gateway.client()
+    await client.send(get("/slow"))
+    wire, _ = await replica.request()
+    replica.answers = reply(b"more")
+    count = 2000
+    sending = asyncio.create_task(client.send(get("/more", "A: " + "b" * 1000) * count))
+    await until(lambda: any(c._buffer_paused for c in gateway.server.each()))
+    await wire.send(reply(b"slow", "Connection: close"))
+    assert (await client.message()).body == b"slow"
+    for _ in range(count):
+        assert (await client.message()).body == b"more"
+    await sending
+
+
 async def test_what_lies_behind_a_request_that_closes_is_not_read(gateway: Gateway) -> None:
     replica = await gateway.serve()
     replica.answers = lambda request: reply(request.target.encode())
