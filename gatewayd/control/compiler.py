@@ -70,6 +70,7 @@ class Compiler:
             {service.key: self._upstream(service) for service in services},
             auth=self._state.auth,
             trusted_proxies=self._state.trusted_proxies,
+            project=self._state.project,
         )
 
     def _upstream(self, service: Service) -> Upstream:

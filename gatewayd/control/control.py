@@ -71,7 +71,7 @@ class Control:
         self._ready_changed = asyncio.Event()
         self._tasks = Tasks()
         self._closers = AsyncExitStack()
-        self.state = State(config.auth, config.trusted_proxies)
+        self.state = State(config.auth, config.trusted_proxies, config.project)
         self.telemetry = Telemetry()
         self.state_dir = StateDir(config.state_dir)
         self.sockets = Sockets()

@@ -155,13 +155,18 @@ class Registry:
     # --- the file ------------------------------------------------------------------------------
 
     async def replace_all(
-        self, services: Mapping[str, Service], auth: Auth | None, trusted_proxies: tuple[str, ...]
+        self,
+        services: Mapping[str, Service],
+        auth: Auth | None,
+        trusted_proxies: tuple[str, ...],
+        project: str,
     ) -> None:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
         self._state.services = dict(services)
         self._state.auth = auth
         self._state.trusted_proxies = trusted_proxies
+        self._state.project = project
         await self._publish()
 
     # --- shared --------------------------------------------------------------------------------

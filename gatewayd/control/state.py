@@ -16,6 +16,7 @@ from gatewayd.core.model import Auth, Replica, Service
 class State:
     auth: Auth | None = None
     trusted_proxies: tuple[str, ...] = ()
+    project: str = "main"  # the file's own; its services are called by their bare names
     services: dict[str, Service] = field(default_factory=dict)  # by Service.key
     # (Service.key, replica id) of those whose address refuses connections: seen, not configured
     unreachable: set[tuple[str, str]] = field(default_factory=set)

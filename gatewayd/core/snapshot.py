@@ -25,6 +25,7 @@ class Target:
     openai_errors: bool  # errors are JSON in OpenAI's shape whatever the client accepts
     forward_auth: bool
     limits: tuple[Rule, ...] = ()  # service.rate_limits made ready, longest prefix first
+    label: str = ""  # what access lines call the service, as metrics do
 
 
 @by_fields
@@ -66,9 +67,11 @@ def compile_snapshot(
     *,
     auth: Auth | None,
     trusted_proxies: tuple[str, ...] = (),
+    project: str = "main",
 ) -> Snapshot:
     """Flatten services into a host table. `upstreams` is keyed by `Service.key`; a draining
-    replica has no endpoint in it. Domains are unique by the registry's word."""
+    replica has no endpoint in it. Domains are unique by the registry's word. Services of `project`
+    are called by their bare names."""
     targets: dict[str, Target] = {}
     forward = auth is None or auth.forward
     for service in services:
@@ -83,6 +86,7 @@ def compile_snapshot(
             openai_errors=service.model is not None or service.router is not None,
             forward_auth=forward or not service.auth,
             limits=compile_limits(service.key, service.rate_limits),
+            label=service.name if service.project == project else service.key,
         )
         for domain in service.domains:
             targets[domain.lower()] = target

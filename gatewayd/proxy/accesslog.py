@@ -159,7 +159,8 @@ def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
         f"{stamp} {exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
         f'{exchange.via} "{exchange.method} {path}" {exchange.status} {exchange.bytes_in} '
         f"{exchange.bytes_out} {first} {now - started:.3f} {exchange.closed_by} "
-        f"{exchange.request_id.decode('latin-1')}\n"
+        f"{exchange.request_id.decode('latin-1')}"
+        f"{' ' + exchange.token_name if exchange.token_name else ''}\n"
     )
 
 

@@ -81,7 +81,7 @@ class Exchange:
 
     @property
     def service_name(self) -> str:
-        return "-" if self.served is None else self.served.name
+        return "-" if self.served is None else self.served.label
 
     @property
     def body_arrived(self) -> bool:

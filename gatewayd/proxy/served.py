@@ -55,11 +55,11 @@ class Served:
         "forward_auth",
         "from_bridge",
         "key",
+        "label",
         "limits",
         "live",
         "max_body_size",
         "meter",
-        "name",
         "openai_errors",
         "refuse_redirects",
         "router",
@@ -81,7 +81,7 @@ class Served:
         service = target.service
         self.service = service
         self.key = service.key
-        self.name = service.name
+        self.label = target.label
         self.live = live
         self.meter = live.meter
         self.upstream = target.upstream

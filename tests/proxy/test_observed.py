@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -116,6 +117,28 @@ async def test_a_token_is_known_by_its_name_alone(gateway: Gateway) -> None:
     assert first["token"] == "alice"  # noqa: S105
     assert "token" not in second
     assert "sesame" not in "".join(map(str, first.values()))
+
+
+@as_text
+async def test_a_text_line_ends_with_the_name_of_the_token(gateway: Gateway) -> None:
+    gateway.auth = TokensAuth((Token("alice", hashlib.sha256(b"sesame").digest()),))
+    replica = await gateway.serve(auth=True)
+    replica.answers = reply()
+    client = await gateway.client()
+    answer = await client.ask(get("/", "Authorization: Bearer sesame"))
+    (line,) = lines(gateway)
+    assert line.endswith(f" - {answer['X-Request-Id']} alice")
+
+
+async def test_services_of_other_projects_are_told_apart(gateway: Gateway) -> None:
+    await gateway.serve_by(0, "one")
+    await gateway.serve_by(0, "two")
+    gateway.services["two"] = replace(gateway.services["two"], project="other")
+    gateway.publish()
+    client = await gateway.client()
+    await client.ask(get(host="one.example"))
+    await client.ask(get(host="two.example"))
+    assert [record["service"] for record in records(gateway)] == ["one", "other/two"]
 
 
 async def test_a_request_that_could_not_be_read_has_a_line_too(gateway: Gateway) -> None:
