@@ -56,6 +56,10 @@ def rate_limit(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | N
         return None
     if rule.header is None:
         value = exchange.client.encode("latin-1", "replace")
+    elif rule.header == "authorization":
+        # One token is one key: else `bearer`, `BEARER` and a second space had buckets of their own.
+        presented = exchange.head.noted.get(b"authorization", b"")
+        value = bearer_token(presented) or presented
     else:
         value = exchange.message.headers.get(rule.header, "").encode("utf-8", "surrogateescape")
     if not value:

@@ -511,6 +511,24 @@ async def test_a_header_that_is_not_there_is_not_limited(gateway: Gateway) -> No
     assert (await client.ask(get("/", "X-Key: b"))).status == 200
 
 
+async def test_a_token_has_one_bucket_however_it_is_written(gateway: Gateway) -> None:
+    limits = (RateLimit("/", 0.1, 0, header="authorization"),)
+    replica = await gateway.serve(rate_limits=limits)
+    replica.answers = reply()
+    client = await gateway.client()
+    for field, status in (
+        ("Authorization: Bearer sesame", 200),
+        ("Authorization: bearer sesame", 429),
+        ("authorization: BEARER   sesame", 429),
+        ("Authorization: Bearer Sesame", 200),
+        ("Authorization: Basic sesame", 200),
+        ("Authorization: Basic sesame", 429),
+        ("Authorization: ", 200),
+        ("Authorization: ", 200),
+    ):
+        assert (await client.ask(get("/", field))).status == status, field
+
+
 async def test_limits_by_address_count_the_client_behind_a_trusted_proxy(
     gateway: Gateway,
 ) -> None:
