@@ -163,6 +163,7 @@ class Forward:
             self._drop_attempt(connection, Failure.BROKEN)
             return _NOWHERE
         self._responding = True
+        self._body.forget()  # a stream may run for minutes
         exchange.status = status
         if served.live.ejections and self._endpoint is not None:
             served.live.ejections.succeeded(self._endpoint.id)

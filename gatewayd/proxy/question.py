@@ -19,7 +19,7 @@ from gatewayd.core.retry import Failure
 from gatewayd.core.steering import HELLO, finish, read_claim, token
 from gatewayd.net.link import Link
 from gatewayd.net.pool import ConnectFailedError, Pool
-from gatewayd.proxy.hop import request_head
+from gatewayd.proxy.hop import REPLICA_FIELD, request_head
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
@@ -308,8 +308,10 @@ class Question:
     # --- Sink: what the router answers is of no interest beyond that it came
 
     def response_started(self, connection: UpstreamConnection) -> BodyPath:
-        # After the whole request its answer is read to the end, and the connection used again.
-        self._fail(Outcome.REFUSED, hang_up=not connection.request_done)
+        # An answer of the bridge's means that its claim is on its way.
+        if self.asking and connection.head.field(REPLICA_FIELD.lower()) is None:
+            # Whoever has the whole request is heard to the end, and the connection used again.
+            self._fail(Outcome.REFUSED, hang_up=not connection.request_done)
         return b"", _nowhere
 
     def first_byte(self) -> None:

@@ -122,13 +122,13 @@ class RequestBody:
         for data in self.kept:
             connection.write(self.framed(data))
         if not keep:
-            self._forget()
+            self.forget()
         if connection.writing_paused:
             await connection.drained()
         try:
             while data := await self.read():
                 if not keep or self.kept_size > _REPLAY_SIZE:
-                    self._forget()
+                    self.forget()
                 connection.write(self.framed(data))
                 if connection.writing_paused:
                     await connection.drained()
@@ -141,9 +141,10 @@ class RequestBody:
         connection.request_done = True
         self._task = None
 
-    def _forget(self) -> None:
-        """From here on the body goes one way only."""
+    def forget(self) -> None:
+        """From here on the body goes one way only: it will not be sent again."""
         self._keeping = False
+        self._whole = None
         self.kept = []
         self.kept_size = 0
 

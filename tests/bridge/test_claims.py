@@ -376,3 +376,96 @@ async def test_broken_framing_ends_the_claim(bridge: Claiming) -> None:
     await router.send(b"no size\r\n")
     assert (await router.message()).status == 400
     assert bridge.open == 0
+
+
+# --- what is held for long
+
+
+async def begun(router: Wire) -> bytes:
+    """The head of an answer whose end is still to come."""
+    head = await router.upto(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Transfer-Encoding: chunked\r\n" in head
+    return head
+
+
+async def test_the_answer_of_a_long_one_is_begun(bridge: Claiming) -> None:
+    """So that the router forgets what it kept for the case that it has to ask again."""
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    for value in tokens()[:3]:
+        asked = asyncio.get_running_loop().time()
+        await router.send(asks(value))
+        await worker.claim()
+        assert b"X-Gatewayd-Replica: a\r\n" in await begun(router)
+        assert asyncio.get_running_loop().time() - asked > 0.2
+        await router.nothing()
+        assert bridge.open == 1
+        await worker.finish(value)
+        await router.expect(b"0\r\n\r\n")  # and the connection serves again
+        assert bridge.open == 0
+
+
+async def test_a_worker_that_dies_ends_what_was_begun(bridge: Claiming) -> None:
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    await router.send(asks(tokens()[0]))
+    await worker.claim()
+    await begun(router)
+    worker.die()
+    await router.expect(b"0\r\n\r\n")
+    assert bridge.open == 0
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_router_that_leaves_what_was_begun(bridge: Claiming, how: str) -> None:
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    await router.send(asks(tokens()[0]))
+    await worker.claim()
+    await begun(router)
+    getattr(router, how)()
+    await until(lambda: not bridge.open, "it is missed")
+    await worker.finish(tokens()[0])
+
+
+async def test_no_answer_is_begun_before_the_request_has_come(bridge: Claiming) -> None:
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    request = asks(tokens()[0], bytes(1000))
+    await router.send(request[:-500])
+    await worker.claim()
+    await router.nothing(0.4)
+    await router.send(request[-500:])
+    await worker.finish(tokens()[0])
+    assert (await router.message()).status == 200
+
+
+async def test_one_that_was_begun_ends_with_its_port(bridge: Claiming) -> None:
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    await router.send(asks(tokens()[0]))
+    await worker.claim()
+    await begun(router)
+    await bridge.retire("a")
+    await worker.finish(tokens()[0])
+    assert await router.rest() == b"0\r\n\r\n"
+    del bridge.ports["a"]
+
+
+async def test_the_timer_rests_when_nothing_is_held(bridge: Claiming) -> None:
+    await bridge.serve("a")
+    worker = await bridge.worker()
+    router = await bridge.router("a")
+    for value in tokens()[:10]:
+        await router.send(asks(value))
+        await worker.claim()
+        await worker.finish(value)
+        await router.message()
+    await until(lambda: bridge.claims._timer is None, "it has stopped")
+    assert not bridge.claims._young

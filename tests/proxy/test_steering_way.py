@@ -357,3 +357,29 @@ async def test_a_chunked_body_without_an_end_yet_is_asked_about_when_it_has_one(
     assert await steered.bridge.finished() == token
     await router.send(DONE)
     await until(lambda: not steered.load, "the router has nothing in flight")
+
+
+async def test_an_answer_that_the_bridge_begins_is_no_refusal(steered: Steered) -> None:
+    """Even when it overtakes the claim: the two come by different ways."""
+    (replica,) = await steered.start(1)
+    wire = await steered.client(post(BODY, PATH))
+    asked = await steered.question()
+    head = reply(b"", f"X-Gatewayd-Replica: {replica.name}", framing="chunked")[:-5]
+    await asked.wire.send(head)
+    await asyncio.sleep(0.02)
+    assert steered.outcomes == {}
+    asked.claim(replica)
+    upstream, _ = await replica.request()
+    await upstream.send(reply(b"straight"))
+    assert (await wire.message()).body == b"straight"
+    assert await steered.bridge.finished() == asked.token
+    await asked.wire.send(b"0\r\n\r\n")
+    await until(lambda: not steered.load, "the router has nothing in flight")
+    await steered.ended(steered=1)
+    # The connection is as good as before.
+    await wire.send(post(BODY, PATH))
+    again = await steered.chosen(replica, asked.wire)
+    upstream, _ = await replica.request()
+    await upstream.send(reply())
+    await wire.message()
+    await steered.finished(again)

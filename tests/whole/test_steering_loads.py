@@ -184,6 +184,7 @@ async def test_answers_that_break_off(whole: Whole) -> None:
         ]
         await eventually(lambda: any(one.tokens > 2 for one in heard), 10, "it streams")
         os.kill(process.pid, signal.SIGKILL)
+        await eventually(lambda: any(one.end == "cut" for one in heard), 5, "it is seen")
         await whole.gateway.remove(SERVICE, "mortal")
         for replica in whole.replicas.values():
             replica.stepped = False
@@ -191,7 +192,6 @@ async def test_answers_that_break_off(whole: Whole) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert "cut" in {one.end for one in heard}
     await whole.settle()
 
 
