@@ -131,7 +131,7 @@ async def test_a_head_has_one_deadline_however_it_drips(gateway: Gateway) -> Non
     answer = await answered
     assert answer.status == 408
     assert answer.closes
-    assert 0.1 < time.monotonic() - started < 1.5
+    assert 0.1 < time.monotonic() - started < 4.0  # 5 s, had each byte begun it anew
     assert replica.untouched
 
 
@@ -245,7 +245,7 @@ async def test_a_client_that_takes_no_byte_is_dropped(gateway: Gateway) -> None:
 
 
 async def test_a_client_that_reads_slowly_is_not_dropped(gateway: Gateway) -> None:
-    gateway.limit(write_timeout=0.2)
+    gateway.limit(write_timeout=0.5)
     replica = await gateway.serve()
     client = await gateway.client(receive_buffer=4096)
     await client.send(get())
@@ -254,7 +254,7 @@ async def test_a_client_that_reads_slowly_is_not_dropped(gateway: Gateway) -> No
     wire.writer.write(reply(b"", f"Content-Length: {size}", framing="none") + b"x" * size)
     await client.upto(b"\r\n\r\n")
     started = time.monotonic()
-    while time.monotonic() - started < 0.8:
+    while time.monotonic() - started < 1.0:
         size -= len(await client.exactly(200_000))
         await asyncio.sleep(0.03)
     assert await client.exactly(size)
@@ -310,7 +310,7 @@ async def test_a_replica_that_does_not_answer_is_504(gateway: Gateway, answer: b
 
 async def test_early_headers_do_not_end_the_wait_for_the_first_byte(gateway: Gateway) -> None:
     """Engines send their head at once and prefill for minutes."""
-    replica = await gateway.serve(timeouts=Timeouts(first_byte=0.4, idle=0.1))
+    replica = await gateway.serve(timeouts=Timeouts(first_byte=2.0, idle=0.1))
     client = await gateway.client()
     await client.send(post(b"{}"))
     wire, _ = await replica.request()

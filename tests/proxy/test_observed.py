@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from bisect import bisect_left
 from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -237,11 +238,9 @@ async def test_times_are_counted_in_their_buckets(gateway: Gateway) -> None:
     await client.exactly(5)
     totals = gateway.totals()
     assert sum(totals.ttfb_buckets) == sum(totals.duration_buckets) == 1
-    ttfb = (*TTFB_BOUNDS, float("inf"))[totals.ttfb_buckets.index(1)]
-    duration = (*DURATION_BOUNDS, float("inf"))[totals.duration_buckets.index(1)]
-    assert 0.1 < ttfb <= 0.3
-    assert 0.25 < duration <= 1.0
-    assert 0.12 < totals.ttfb_sum < 0.32 < totals.duration_sum + 0.05
+    assert 0.12 < totals.ttfb_sum < totals.duration_sum - 0.19
+    assert totals.ttfb_buckets.index(1) == bisect_left(TTFB_BOUNDS, totals.ttfb_sum)
+    assert totals.duration_buckets.index(1) == bisect_left(DURATION_BOUNDS, totals.duration_sum)
 
 
 async def test_the_first_byte_is_of_the_body_not_of_the_head(gateway: Gateway) -> None:
@@ -254,7 +253,7 @@ async def test_the_first_byte_is_of_the_body_not_of_the_head(gateway: Gateway) -
     await client.nothing(0.15)
     await wire.send(b"2\r\nok\r\n0\r\n\r\n")
     await client.upto(b"0\r\n\r\n")
-    assert 0.14 < gateway.totals().ttfb_sum < 0.5
+    assert gateway.totals().ttfb_sum > 0.14
 
 
 async def test_an_answer_without_a_body_has_no_first_byte(gateway: Gateway) -> None:
