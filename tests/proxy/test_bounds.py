@@ -163,8 +163,9 @@ async def test_a_head_that_came_in_pieces_leaves_no_deadline_behind(gateway: Gat
     replica = await gateway.serve()
     replica.answers = reply()
     client = await gateway.client()
-    await client.send(get()[:10], get()[10:])
-    assert (await client.message()).status == 200
+    await client.send(get()[:10])
+    await until(lambda: any(c._head_since for c in gateway.server.each()))
+    assert (await client.ask(get()[10:])).status == 200
     await client.nothing(0.25)
     assert (await client.ask(get())).status == 200
 
