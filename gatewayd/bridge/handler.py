@@ -9,7 +9,8 @@ edge may go elsewhere) from one that answered badly. It says so in fields that t
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import TYPE_CHECKING, Final
 
 from gatewayd.bridge.claims import Claims
 from gatewayd.core.headers import BadHead, scan_request
@@ -20,9 +21,13 @@ from gatewayd.core.steering import asking_slot
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.hop import FAILURE_FIELD
 from gatewayd.proxy.observe import Meter
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
+
+if TYPE_CHECKING:
+    from gatewayd.bridge.connection import RouterConnection
 
 # The edge has applied the operator's bounds; the router's own requests are not to be cut here.
 LIMITS: Final = Limits(
@@ -35,6 +40,7 @@ LIMITS: Final = Limits(
 )
 _NO_BOUND: Final = 1 << 62
 _HEALTHY: Final = LocalReply(200, message="OK")
+_UNCLAIMED: Final = LocalReply(503, message="?", headers=((FAILURE_FIELD, b"unclaimed"),))
 
 
 class PortHandler:
@@ -72,10 +78,21 @@ class PortHandler:
         self._served = Served(target, self._live)
         self._served.from_bridge = True
         self._served.refuse_redirects = True
-        self._token_field = port.token_header.decode() or "-"
+        field = port.token_header or b"-"
+        self._token_field = field.decode()
+        self._token = re.compile(rb"\r\n(?i:%b):[ \t]*([!-~]+)[ \t]*\r\n" % re.escape(field))
         self._drop = frozenset((port.token_header,)) if port.token_header else frozenset()
 
+    def token_in(self, head: bytes) -> bytes | None:
+        """The token of a request that only asks where it arrives."""
+        found = self._token.search(head)
+        return None if found is None or asking_slot(found[1]) is None else found[1]
+
+    def claim(self, connection: RouterConnection, token: bytes) -> bool:
+        return self._claims.begin(connection, token, self.port.endpoint.replica)
+
     def begin(self, exchange: Exchange) -> None:
+        """A request that the router carries."""
         try:
             self._read_head(exchange)
         except BadHead as error:
@@ -86,9 +103,10 @@ class PortHandler:
             # Engines may generate a token for it; that it is registered is our word.
             exchange.answer(_HEALTHY)
             return
-        token = exchange.message.headers.get(self._token_field, "").encode("latin-1", "replace")
-        if asking_slot(token) is not None:
-            self._claims.begin(exchange, token, self.port.endpoint.replica)
+        asked = exchange.message.headers.get(self._token_field, "").encode("latin-1", "replace")
+        if asking_slot(asked) is not None:
+            # In a form that the connection does not read: it must not be carried all the same.
+            exchange.answer(_UNCLAIMED)
             return
         Forward(self._plane, exchange, self._served).start()
 

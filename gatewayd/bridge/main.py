@@ -13,6 +13,7 @@ import socket
 from dataclasses import dataclass
 
 from gatewayd.bridge.claims import Claims
+from gatewayd.bridge.connection import RouterConnection
 from gatewayd.bridge.handler import PortHandler
 from gatewayd.core.messages import Configure, Publish, ServiceTotals
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
@@ -40,7 +41,7 @@ class BridgeRole:
 
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
-        self._claims = Claims(plane)
+        self._claims = Claims(plane.loop)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         snapshot = message.snapshot
@@ -64,7 +65,7 @@ class BridgeRole:
 
     async def _open(self, port: BridgePort, sock: socket.socket) -> _Port:
         handler = PortHandler(self._plane, self._claims, port)
-        server = EdgeServer(handler, self._plane.loop)
+        server = EdgeServer(handler, self._plane.loop, RouterConnection)
         listener = await listen(self._plane.loop, server, sock)
         self._plane.servers.append(server)
         return _Port(handler, server, listener)

@@ -19,15 +19,21 @@ class EdgeServer(web.Server):
     `open` is False once its listener is closed.
     """
 
-    def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        loop: asyncio.AbstractEventLoop,
+        kind: type[ClientConnection] = ClientConnection,
+    ) -> None:
         super().__init__(_unused, loop=loop)
         self.open = True
         self._handler = handler
+        self._kind = kind
         self._peers = PeerCounts()
 
     def __call__(self) -> ClientConnection:
         limits = self._handler.limits
-        return ClientConnection(
+        return self._kind(
             self,
             self._handler,
             self._peers,
