@@ -11,6 +11,7 @@ import aiohttp
 from whole_gateway import Gateway, eventually
 from whole_replicas import Replica
 from whole_streams import Clients, Heard
+from whole_watch import worker
 
 
 async def test_held_streams_are_shared_out_evenly_over_all_workers(home: Path) -> None:
@@ -62,7 +63,7 @@ async def test_held_streams_are_shared_out_evenly_over_all_workers(home: Path) -
         assert Counter(h.end for h in heard) == {"whole": 60}
         assert Counter(h.replica for h in heard) == {"r1": 20} | {f"r{i}": 10 for i in (0, 2, 3, 4)}
         await eventually(lambda: len(gateway.access_lines()) == 60, 3)
-        assert len({line.split()[-1][:16] for line in gateway.access_lines()}) == 2  # workers
+        assert len({worker(line) for line in gateway.access_lines()}) == 2
         await eventually(lambda: _idle(gateway), 3, "nothing is counted as running")
 
 

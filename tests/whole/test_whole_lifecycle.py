@@ -16,6 +16,7 @@ import pytest
 from whole_gateway import Gateway, eventually, gatewayd
 from whole_replicas import Replica
 from whole_streams import Clients, begin
+from whole_watch import worker
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ async def test_logs_are_reopened_on_sigusr1(
             """Both workers: a line of each is in the new file."""
             async with aiohttp.ClientSession() as fresh:
                 await Clients(gateway.url, "llama", fresh).post(max_tokens=1)
-            return len({line.split()[-1][:16] for line in gateway.access_lines()}) == 2
+            return len({worker(line) for line in gateway.access_lines()}) == 2
 
         await eventually(all_moved_on, 5)
         before = len(moved.read_text().splitlines())

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from whole_gateway import Gateway, processes_of
 from whole_replicas import Replica
+from whole_watch import worker
 
 WORKER_RSS_MB = 60
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,7 +50,7 @@ async def test_a_change_is_everywhere_when_its_call_returns_within_100_ms(home: 
             assert set(await who(gateway, 12)) == {f"r{there}"}
             here, there = there, here
         assert statistics.median(took) < 0.1
-        workers = {line.split()[-1][:16] for line in gateway.access_lines()}
+        workers = {worker(line) for line in gateway.access_lines()}
         assert len(workers) == 4
 
 

@@ -18,64 +18,40 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import aiohttp
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
+from whole_watch import (
+    INTERNAL,
+    Metrics,
+    alive,
+    eventually,
+    gatewayd,
+    gone,
+    processes_of,
+    request_id,
+)
 
-T = TypeVar("T")
+__all__ = [
+    "INTERNAL",
+    "Gateway",
+    "Metrics",
+    "alive",
+    "eventually",
+    "gatewayd",
+    "gone",
+    "processes_of",
+]
+
 START_S = 30.0
 _SUSPICIOUS = re.compile(
     r"Traceback|\b(WARNING|ERROR|CRITICAL)\b|Exception|never (awaited|retrieved)"
 )
 _PORTS = os.getpid() * 61  # test processes that run at the same time begin at different ports
-# The address of this machine's inside, which no client may ever be told.
-INTERNAL = re.compile(rb"127\.0\.0\.1:(?:1\d{4}|2[0-4]\d{3})\b")
-
-
-async def eventually(
-    look: Callable[[], Awaitable[T] | T], within_s: float, what: str = "", every_s: float = 0.02
-) -> T:
-    """What `look` gives once it is true; other processes have no event to wait for."""
-    deadline = time.monotonic() + within_s
-    while True:
-        found = look()
-        if isinstance(found, Awaitable):
-            found = await found
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what or look}"
-        await asyncio.sleep(every_s)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not count."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
-
-
-def gone(pid: int) -> bool:
-    """Whether all of a process has ended: its last thread too, and with it its connections."""
-    return not Path(f"/proc/{pid}").exists()
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """Every process that was started with this temporary folder: pid to command line."""
-    found = {}
-    mark = f"TMPDIR={folder}".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode()
-    return found
 
 
 class Gateway:
@@ -239,14 +215,16 @@ class Gateway:
         ]
 
     def access_lines(self) -> list[str]:
-        return self.access_log.read_text().splitlines() if self.access_log.exists() else []
+        """Those that are written whole."""
+        if not self.access_log.exists():
+            return []
+        return self.access_log.read_text().rpartition("\n")[0].splitlines()
 
     async def ways(self, request_ids: list[str]) -> list[str]:
         """How requests went, by the access log: direct, through, steered, fallback."""
 
         def found() -> dict[str, str]:
-            fields = [line.split() for line in self.access_lines()]
-            return {f[-1]: f[4] for f in fields}
+            return {request_id(line): line.split()[4] for line in self.access_lines()}
 
         await eventually(lambda: found().keys() >= set(request_ids), 3, "their access lines")
         return [found()[request_id] for request_id in request_ids]
@@ -320,43 +298,3 @@ class Gateway:
 
     async def worker_pids(self) -> list[int]:
         return [worker["pid"] for worker in (await self.status())["workers"]]
-
-
-class Metrics(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
-    """Samples by name and labels: `metrics.get_("gatewayd_requests_total", code="200")`."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        super().__init__(
-            ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        )
-
-    def matching(self, name: str, **labels: str) -> Iterator[float]:
-        wanted = set(labels.items())
-        return (v for (n, have), v in self.items() if n == name and wanted <= set(have))
-
-    def total(self, name: str, **labels: str) -> float:
-        """The sum of all series with these labels; 0 without any."""
-        return sum(self.matching(name, **labels))
-
-
-async def gatewayd(*argv: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """A command as typed: exit code, standard output, standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gatewayd", *argv),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **(env or {})},
-    )
-    try:
-        async with asyncio.timeout(30):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
