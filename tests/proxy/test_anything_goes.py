@@ -12,7 +12,7 @@ import asyncio
 import random
 
 import pytest
-from conversation import Cut, Message, Wire, chunked, get, post, reply
+from conversation import Cut, Message, Replica, Wire, chunked, get, post, reply
 from harness import Gateway
 
 from gatewayd.core.model import Timeouts
@@ -154,7 +154,7 @@ async def test_nothing_hangs_nothing_is_left_and_nothing_is_mixed_up(
     def live(wire: Wire) -> None:
         lives.add(asyncio.create_task(replica_life(wire, Chance(chance.random()), posts)))
 
-    async def accept(replica) -> None:  # type: ignore[no-untyped-def]
+    async def accept(replica: Replica) -> None:
         while True:
             live(await replica._waiting.get())
 

@@ -6,6 +6,8 @@ import pytest
 from conversation import Cut, chunked, get, post, reply
 from harness import Gateway
 
+from gatewayd.core.model import Timeouts
+
 COUNTED = reply(b"0123456789", "X-Own: 1")
 CHUNKED = reply(b"", "X-Own: 1", framing="chunked")[:-5] + chunked(b"first", b"second!")
 SSE = reply(b"", "Content-Type: text/event-stream", framing="chunked")[:-5] + chunked(
@@ -65,8 +67,6 @@ async def test_an_answer_without_length_that_is_reset_resets_the_client(gateway:
 
 
 async def test_an_answer_without_length_that_stalls_resets_the_client(gateway: Gateway) -> None:
-    from gatewayd.core.model import Timeouts
-
     replica = await gateway.serve(timeouts=Timeouts(idle=0.05))
     client = await gateway.client()
     await client.send(get())

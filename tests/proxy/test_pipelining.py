@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conversation import chunked, get, post, reply, until
+from conversation import Wire, chunked, get, post, reply, until
 from harness import Gateway
 
 from gatewayd.core.messages import ServiceTotals
@@ -31,7 +31,7 @@ async def test_three_requests_in_one_segment_are_answered_in_order(gateway: Gate
     assert (await client.message()).body == b"three"
 
 
-async def until_one_reads(wires) -> int:  # type: ignore[no-untyped-def]
+async def until_one_reads(wires: list[Wire]) -> int:
     await until(lambda: any(w.reader._buffer for w in wires))
     return next(i for i, w in enumerate(wires) if w.reader._buffer)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 
 import pytest
-from conversation import Replica, Wire, chunked, get, post, reply, until
+from conversation import Cut, Replica, Wire, chunked, get, post, reply, until
 from harness import Gateway
 
 BODY = b'{"prompt": "x"}'
@@ -227,9 +228,7 @@ async def test_no_post_fails_or_arrives_twice_while_idle_connections_close_under
             while True:
                 group.create_task(quietly(serve_one(await replica.accept())))
 
-    async def quietly(work) -> None:  # type: ignore[no-untyped-def]
-        from conversation import Cut
-
+    async def quietly(work: Coroutine[None, None, None]) -> None:
         try:
             await work
         except (Cut, ConnectionError, TimeoutError):
