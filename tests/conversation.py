@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -81,12 +80,11 @@ class Message:
 
 
 class Wire:
-    """One end of a connection, with everything that was read on it in `seen`."""
+    """One end of a connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.seen = b""
 
     # --- saying
 
@@ -117,7 +115,6 @@ class Wire:
             data = await soon(self.reader.read(size))
         except ConnectionError:
             raise Cut(b"", reset=True) from None
-        self.seen += data
         return data
 
     async def exactly(self, size: int) -> bytes:
@@ -130,11 +127,9 @@ class Wire:
         try:
             data = await soon(reading, wait_s)
         except asyncio.IncompleteReadError as error:
-            self.seen += error.partial
             raise Cut(error.partial, reset=False) from None
         except ConnectionError:
             raise Cut(b"", reset=True) from None
-        self.seen += data
         return data
 
     async def expect(self, data: bytes) -> None:
@@ -308,16 +303,6 @@ class Replica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for wire in self.wires:
             wire.writer.transport.abort()
-
-
-@asynccontextmanager
-async def replica(name: str, path: Path) -> AsyncIterator[Replica]:
-    server = Replica(name, path)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
 
 
 def reply(
