@@ -52,6 +52,7 @@ class FakeEngine:
     answers: dict[str, web.Response] = field(default_factory=dict)  # path -> instead of the usual
     requests: list[Recorded] = field(default_factory=list)
     running: int = 0
+    host: str = "127.0.0.1"
     port: int = 0
     _runner: web.AppRunner | None = None
 
@@ -67,7 +68,7 @@ class FakeEngine:
         if self.path is not None:
             await web.UnixSite(self._runner, str(self.path)).start()
         else:
-            await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+            await web.TCPSite(self._runner, self.host, self.port, reuse_address=True).start()
             self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -89,7 +90,7 @@ class FakeEngine:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def of(self, path: str) -> list[Recorded]:
         """The requests to `path`, oldest first."""

@@ -27,7 +27,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
             *{"core", "net", "routers.base", "."},
             # What routers with an HTTP management API share.
             *{"routers.http_api", "routers.http_flags", "routers.http_logs"},
-            *{"routers.http_router", "routers.http_traits"},
+            *{"routers.http_roles", "routers.http_router", "routers.http_traits"},
         }
     ),
     "control": frozenset({"core", "net", "config", "control", "routers.base", "."}),

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.bridge.claims import Claims
+from gatewayd.bridge.peers import Peers, make_true
 from gatewayd.core.headers import BadHead, scan_request
 from gatewayd.core.model import Limits, Service, Timeouts, Upstream
 from gatewayd.core.reply import LocalReply, bad_request
@@ -46,11 +47,12 @@ _UNCLAIMED: Final = LocalReply(503, message="?", headers=((FAILURE_FIELD, b"uncl
 class PortHandler:
     """Serves one port. `draining`: its replica is gone, so connections end with their request."""
 
-    def __init__(self, plane: Plane, claims: Claims, port: BridgePort) -> None:
+    def __init__(self, plane: Plane, claims: Claims, peers: Peers, port: BridgePort) -> None:
         self.limits = LIMITS
         self.draining = False
         self._plane = plane
         self._claims = claims
+        self._peers = peers
         self._live = Live(Meter())  # the edge counts; a second count would double it
         self.apply(port)
 
@@ -108,6 +110,12 @@ class PortHandler:
             # In a form that the connection does not read: it must not be carried all the same.
             exchange.answer(_UNCLAIMED)
             return
+        fields = self.port.peer_fields
+        if fields is not None and exchange.length:
+            refusal = make_true(exchange, self._peers, fields)
+            if refusal is not None:
+                exchange.answer(refusal)
+                return
         Forward(self._plane, exchange, self._served).start()
 
     def _read_head(self, exchange: Exchange) -> None:

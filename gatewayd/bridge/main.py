@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from gatewayd.bridge.claims import Claims
 from gatewayd.bridge.connection import RouterConnection
 from gatewayd.bridge.handler import PortHandler
+from gatewayd.bridge.peers import Peers
 from gatewayd.core.messages import Configure, Publish, ServiceTotals
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
 from gatewayd.proxy.plane import Plane
@@ -36,12 +37,14 @@ class BridgeRole:
     def __init__(self) -> None:
         self._plane: Plane = None  # type: ignore[assignment]  # comes with `configure`
         self._claims: Claims = None  # type: ignore[assignment]
+        self._peers: Peers = None  # type: ignore[assignment]
         self._ports: dict[int, _Port] = {}
         self._sockets: dict[int, socket.socket] = {}
 
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
         self._claims = Claims(plane.loop)
+        self._peers = Peers()
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         snapshot = message.snapshot
@@ -50,6 +53,7 @@ class BridgeRole:
             if (old := self._sockets.pop(number, None)) is not None:
                 old.close()
             self._sockets[number] = socket.socket(fileno=fd)
+        self._peers.keep(snapshot.ports.values())
         for number in [n for n in self._ports if n not in snapshot.ports]:
             self._retire(self._ports.pop(number))
         for number, port in snapshot.ports.items():
@@ -64,7 +68,7 @@ class BridgeRole:
         self._plane.servers = [s for s in self._plane.servers if s.connections or s.open]
 
     async def _open(self, port: BridgePort, sock: socket.socket) -> _Port:
-        handler = PortHandler(self._plane, self._claims, port)
+        handler = PortHandler(self._plane, self._claims, self._peers, port)
         server = EdgeServer(handler, self._plane.loop, RouterConnection)
         listener = await listen(self._plane.loop, server, sock)
         self._plane.servers.append(server)

@@ -73,7 +73,8 @@ def _replicas(status: dict[str, Any]) -> Iterator[Row]:
         name = _name(status, service)
         for replica in service["replicas"]:
             in_flight = str(replica["in_flight"])
-            yield name, replica["id"], replica["state"], in_flight, replica["address"]
+            state = ", ".join(filter(None, (replica["state"], replica["role"])))
+            yield name, replica["id"], state, in_flight, replica["address"]
         if not service["replicas"]:
             yield name, "-", "no replica", "-", "-"
 
@@ -86,7 +87,7 @@ def _routers(status: dict[str, Any]) -> Iterator[Row]:
                 _name(status, service),
                 router["type"],
                 router["mode"],
-                router["state"],
+                ", no ".join((router["state"], *router["lacks"])),
                 router["endpoint"] or "-",
                 f"{len(targets['serving'])}/{len(targets['desired'])}",
                 str(router["restarts"]),

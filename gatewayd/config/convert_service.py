@@ -64,7 +64,21 @@ def convert_services(
                 ),
             )
         )
+        _check_peers(services[-1], loc, rules)
     return tuple(services)
+
+
+def _check_peers(service: Service, loc: Loc, rules: Rules) -> None:
+    """Where replicas meet each other they need addresses that others can reach."""
+    if service.router is None or not service.router.pd_disaggregation:
+        return
+    for i, replica in enumerate(service.replicas):
+        if replica.peer_host is None:
+            rules.broken(
+                (*loc, "replicas", i),
+                "with `pd_disaggregation` the other replicas have to reach it",
+                "give its `url`, with a host that they know",
+            )
 
 
 def _domains(
@@ -141,8 +155,6 @@ def convert_router(
     if isinstance(raw, str):
         spec = RouterSpec(raw)
     else:
-        if raw.pd_disaggregation:
-            rules.broken((*loc, "pd_disaggregation"), NOT_YET)
         args = tuple((name, _arg(value)) for name, value in raw.args.items() if value is not False)
         spec = RouterSpec(
             raw.type,
@@ -152,6 +164,7 @@ def convert_router(
             steer_timeout=raw.steer_timeout,
             steer_body_limit=raw.steer_body_limit,
             routing_key_header=raw.routing_key_header,
+            pd_disaggregation=raw.pd_disaggregation,
         )
     if check_router is not None and rules.known(*loc):
         for message in check_router(spec):

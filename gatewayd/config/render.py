@@ -107,6 +107,7 @@ def _router(spec: RouterSpec | None) -> Tables | None:
         "steer_timeout": format_duration(spec.steer_timeout),
         "steer_body_limit": format_size(spec.steer_body_limit),
         "routing_key_header": spec.routing_key_header,
+        "pd_disaggregation": spec.pd_disaggregation,
         "args": args,
     }
 

@@ -11,11 +11,20 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from gatewayd.control.leases import IndexLeases, LeaseError, PortLeases
 from gatewayd.control.state import State
-from gatewayd.core.model import Endpoint, Replica, RouterTraits, Service, TcpAddress, Upstream
+from gatewayd.core.model import (
+    Endpoint,
+    Replica,
+    Role,
+    RouterTraits,
+    Service,
+    TcpAddress,
+    Upstream,
+)
+from gatewayd.core.reply import NO_ROUTER
 from gatewayd.core.snapshot import BridgePort, Snapshot, compile_snapshot
 
 _log = logging.getLogger(__name__)
@@ -26,11 +35,12 @@ _ROUTER_REUSE_S: Final = 30.0  # our own child: its keep-alive is known to be lo
 @dataclass(frozen=True, slots=True)
 class RouterView:
     """A service's router as far as requests are concerned. `address` is None while it cannot
-    serve: not up yet, hung, or without a target."""
+    serve: not up yet, hung, or without a target. `lacks` are roles without which it cannot."""
 
     endpoint_id: str
     address: TcpAddress | None
     traits: RouterTraits
+    lacks: tuple[Role, ...] = ()
 
 
 class Routers(Protocol):
@@ -80,8 +90,12 @@ class Compiler:
         view = self._routers.view(service.key)
         if view is None:
             return Upstream(endpoints, service.balance)
+        alone = service.router is None or not service.router.pd_disaggregation
         if view.address is None or not endpoints:
-            return Upstream(endpoints, service.balance, traits=view.traits)
+            refusal = "" if alone or not endpoints else _refusal(view)
+            return Upstream(
+                endpoints, service.balance, None, view.traits, refusal=refusal, past_router=alone
+            )
         router = Endpoint(
             id=view.endpoint_id,
             address=view.address,
@@ -89,9 +103,8 @@ class Compiler:
             reuse_s=_ROUTER_REUSE_S,
         )
         steers = service.router is not None and service.router.steers(view.traits)
-        return Upstream(
-            endpoints, service.balance, router, view.traits, "steer" if steers else "through"
-        )
+        mode: Literal["steer", "through"] = "steer" if steers else "through"
+        return Upstream(endpoints, service.balance, router, view.traits, mode, past_router=alone)
 
     def _endpoint(self, service: Service, replica: Replica) -> Endpoint:
         index = self._indexes.lease((service.key, replica.id))
@@ -122,6 +135,9 @@ class Compiler:
                 first_byte_timeout=service.timeouts.first_byte,
                 connect_timeout=service.timeouts.connect,
                 token_header=view.traits.token_header,
+                peer_fields=view.traits.peer_fields,
+                peer_host=replica.peer_host,
+                role=self._state.roles.get(key),
             )
         self._ports.keep(wanted)
         for port in self._ports.by_port():
@@ -149,3 +165,9 @@ class Compiler:
         gone = self._ports.reap(self._indexes.load, now)  # first: it asks for their load
         self._indexes.reap(now)
         return bool(gone)
+
+
+def _refusal(view: RouterView) -> str:
+    if not view.lacks:
+        return NO_ROUTER
+    return f"No {' and no '.join(view.lacks)} replica of this service is ready"

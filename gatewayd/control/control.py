@@ -25,6 +25,7 @@ from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
 from gatewayd.control.registry import Registry
 from gatewayd.control.reload import LoadConfig, Reloader
+from gatewayd.control.roles import Roles
 from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
@@ -41,7 +42,7 @@ from gatewayd.core.messages import ReopenLogs, Report
 from gatewayd.core.model import Address, RouterSpec
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.loads import LoadTable
-from gatewayd.routers.base import port_pool
+from gatewayd.routers.base import load, port_pool
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Control:
         self.routers = RouterHosts(
             self.state,
             self._make_router,
-            port_of=lambda service, replica: self.publisher.bridge_port(service, replica),
+            port_of=lambda service, replica: self.publisher.bridged(service, replica),
             load=self.indexes.load,
             on_change=lambda: self.publisher.request(),
         )
@@ -159,12 +160,16 @@ class Control:
         self.publisher = Publisher(compiler, self.workers, self._published)
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
         self.reachability = Reachability(self.state, self._reachability_changed)
+        self.roles = Roles(
+            self.state, lambda name: load(name).ask_role, lambda: self.publisher.request()
+        )
         self.reloader = Reloader(config, self._load_config, self.state, self.registry)
         self.status = Status(
             state=self.state,
             workers=self.workers,
             publisher=self.publisher,
             routers=self.routers,
+            roles=self.roles,
             indexes=self.indexes,
             telemetry=self.telemetry,
             sockets=self.sockets,
@@ -175,6 +180,7 @@ class Control:
         self._closers.push_async_callback(self._tasks.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.workers.stop)
+        self._closers.push_async_callback(self.roles.aclose)
         self._closers.push_async_callback(self.reachability.aclose)
         self._closers.push_async_callback(self.routers.aclose)
 
@@ -235,10 +241,12 @@ class Control:
 
     def _published(self) -> None:
         self.telemetry.keep(self.state.services)
+        self.roles.follow()
         self.routers.follow()
         self.reachability.look_at_new()
 
     def _reachability_changed(self) -> None:
+        self.roles.follow()
         self.routers.follow()
         self._tasks.own(self._publish_removals(), "publish removals")
 

@@ -43,7 +43,7 @@ class Publisher:
         self._snapshot: Snapshot | None = None
         self._ports: dict[int, BridgePort] = {}
         self._ports_version = 0
-        self._acked_ports: frozenset[int] = frozenset()
+        self._acked_ports: dict[int, BridgePort] = {}
         self._lock = asyncio.Lock()
         self._asked = self._answered = 0
         self._wake = asyncio.Event()
@@ -104,13 +104,18 @@ class Publisher:
         if waits:
             await asyncio.wait(waits, timeout=timeout)
 
-    def bridge_port(self, service_key: str, replica_id: str) -> int | None:
-        """The port that a router may dial for a replica: bound, and acknowledged by the bridge.
+    def bridged(self, service_key: str, replica_id: str) -> BridgePort | None:
+        """What a router may dial for a replica: bound, and acknowledged by the bridge as it is.
 
         It stays so while the bridge is replaced: the socket is ours and queues what comes.
         """
         port = self._compiler.port(service_key, replica_id)
-        return port if port in self._acked_ports else None
+        return None if port is None else self._acked_ports.get(port)
+
+    def bridge_port(self, service_key: str, replica_id: str) -> int | None:
+        """Its number."""
+        bridged = self.bridged(service_key, replica_id)
+        return None if bridged is None else bridged.port
 
     async def _deliver(self) -> None:
         ports = self._compiler.bridge_ports()
@@ -137,7 +142,7 @@ class Publisher:
             self._send_ports(bridge)
         if not bridge.ready:
             return  # whoever hears that it is ready asks for another round
-        ports = frozenset(self._ports)
+        ports = self._ports
         await _acknowledged([bridge], self._ports_version)
         if bridge.acked >= self._ports_version:
             self._acked_ports = ports

@@ -24,6 +24,7 @@ from gatewayd.core.model import Auth, Replica, Service
 _log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S: Final = 30.0
+NO_INTERNAL_IP: Final = "PD disaggregation requires internal IP for all replicas."
 _POLL_S: Final = 0.025
 # A request may be between two tables: taken from the router, not yet counted in the bridge.
 _QUIET_POLLS: Final = 3
@@ -90,6 +91,7 @@ class Registry:
             raise RefusedError(f"Service {key} does not exist, cannot register replica")
         if find_replica(service, replica.id) is not None:
             raise RefusedError(f"Replica {replica.id} already exists in service {key}")
+        check_peers([replace(service, replicas=(replica,))])
         if self._indexes.full:
             raise RefusedError("This gateway holds as many replicas as it can")
         self._put(replace(service, replicas=(*service.replicas, replica)))
@@ -163,6 +165,7 @@ class Registry:
     ) -> None:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
+        check_peers(services.values())
         self._state.services = dict(services)
         self._state.auth = auth
         self._state.trusted_proxies = trusted_proxies
@@ -188,6 +191,14 @@ class Registry:
     async def _publish(self) -> None:
         self._routers.follow()
         await self._publisher.publish()
+
+
+def check_peers(services: Iterable[Service]) -> None:
+    """Replicas that meet each other have addresses that others can reach."""
+    for service in services:
+        apart = service.router is not None and service.router.pd_disaggregation
+        if apart and any(replica.peer_host is None for replica in service.replicas):
+            raise RefusedError(NO_INTERNAL_IP)
 
 
 def check_domains(taken: Mapping[str, Service], new: Iterable[Service]) -> None:

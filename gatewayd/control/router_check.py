@@ -15,4 +15,12 @@ def check_router(spec: RouterSpec) -> list[str]:
         plugin = load(spec.type)
     except UnknownRouterError as error:
         return [str(error)]
-    return plugin.check(spec)
+    faults = plugin.check(spec)
+    if spec.pd_disaggregation and plugin.ask_role is None:
+        faults.append(f"pd_disaggregation: the router `{spec.type}` does not know it")
+    if spec.pd_disaggregation and spec.mode == "steer":
+        faults.append(
+            "mode: with `pd_disaggregation` each request goes to two replicas, and only the router "
+            "knows what to tell them: write `auto` or `through`"
+        )
+    return faults

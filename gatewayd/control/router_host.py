@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gatewayd.core.model import RouterSpec, RouterTraits, TcpAddress
+from gatewayd.core.model import Role, RouterSpec, RouterTraits, TcpAddress
 from gatewayd.net.ports import PortPool
 from gatewayd.routers.base import Router, RouterError, SyncState, Target, load
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PROBES_MISSED: Final = 3
 SHOWN_WORDS: Final = 10
+_NEEDED: Final[tuple[Role, ...]] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,10 @@ class RouterHost:
     def set_targets(self, targets: Sequence[Target]) -> None:
         """What the router shall have from now on, in this order of addition."""
         if tuple(targets) != self._targets:
+            lacked = self.lacks
             self._targets = tuple(targets)
+            if lacked != self.lacks:
+                self._on_change()
             self._urls.update({target.id: target.url for target in targets})
             self._wish += 1
             self._wake.set()
@@ -134,8 +138,18 @@ class RouterHost:
 
     @property
     def serving(self) -> bool:
-        """Whether it has a target to send to."""
-        return bool(self._last.serving)
+        """Whether it has a target to send to, of each role where there are roles."""
+        return bool(self._last.serving) and not self.lacks
+
+    @property
+    def lacks(self) -> tuple[Role, ...]:
+        """Roles that no target has, and without which it can serve nothing. Of a router that is
+        not up only those that nobody has who is wanted: it will be told the others."""
+        if not self._spec.pd_disaggregation:
+            return ()
+        serving = self._last.serving if self._up else {target.id for target in self._targets}
+        have = {target.role for target in self._targets if target.id in serving}
+        return tuple(role for role in _NEEDED if role not in have)
 
     @property
     def metrics_address(self) -> TcpAddress | None:
@@ -163,6 +177,7 @@ class RouterHost:
             "pid": self._router.pid,
             "endpoint": str(endpoint) if endpoint is not None else None,
             "metrics": str(metrics) if metrics is not None else None,
+            "lacks": list(self.lacks),
             "restarts": self.restarts,
             "last_exit": self._router.last_exit,
             "last_words": list(self._router.last_words[-SHOWN_WORDS:]),

@@ -16,6 +16,7 @@ from gatewayd.control.compiler import RouterView
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.state import State
 from gatewayd.core.model import RouterSpec, Service
+from gatewayd.core.snapshot import BridgePort
 from gatewayd.routers.base import Target
 
 _log = logging.getLogger(__name__)
@@ -38,15 +39,16 @@ class _Entry:
 
 
 class RouterHosts:
-    """`port_of` gives a replica's bridge port once the bridge listens; `load` the requests in
-    flight on an endpoint; `on_change` is called when a router can or cannot be used any more."""
+    """`port_of` gives a replica's bridge port as the bridge has acknowledged it; `load` the
+    requests in flight on an endpoint; `on_change` is called when a router can or cannot be used any
+    more."""
 
     def __init__(
         self,
         state: State,
         make: MakeHost,
         *,
-        port_of: Callable[[str, str], int | None],
+        port_of: Callable[[str, str], BridgePort | None],
         load: Callable[[tuple[str, str]], int],
         on_change: Callable[[], None],
     ) -> None:
@@ -77,7 +79,7 @@ class RouterHosts:
             # Another port is another endpoint: what workers know of the old one is of no use.
             endpoint_id = f"@router-{entry.generation}:{address.port}"
             entry.endpoint_ids.add(endpoint_id)
-        return RouterView(endpoint_id, address, entry.host.traits)
+        return RouterView(endpoint_id, address, entry.host.traits, entry.host.lacks)
 
     def status(self, service_key: str) -> dict[str, Any] | None:
         entry = self._entries.get(service_key)
@@ -119,8 +121,17 @@ class RouterHosts:
             if replica.draining or (service.key, replica.id) in self._state.unreachable:
                 continue
             port = self._port_of(service.key, replica.id)
-            if port is not None:
-                targets.append(Target(replica.id, f"http://127.0.0.1:{port}"))
+            if port is None:
+                continue
+            url = f"http://127.0.0.1:{port.port}"
+            if service.router is None or not service.router.pd_disaggregation:
+                targets.append(Target(replica.id, url))
+                continue
+            role = self._state.roles.get((service.key, replica.id))
+            # Not before the bridge knows as much: it makes an address of ours that of the replica.
+            if role is not None and role.name != "regular" and role == port.role:
+                meet = port.port if role.name == "prefill" else None
+                targets.append(Target(replica.id, url, role.name, meet))
         return targets
 
     def _start(self, service: Service) -> _Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gatewayd.core.model import Auth, Replica, Service
+from gatewayd.core.model import Auth, Replica, ReplicaRole, Service
 
 
 @dataclass(slots=True)
@@ -20,6 +20,8 @@ class State:
     services: dict[str, Service] = field(default_factory=dict)  # by Service.key
     # (Service.key, replica id) of those whose address refuses connections: seen, not configured
     unreachable: set[tuple[str, str]] = field(default_factory=set)
+    # the same of those whose service has roles, once they have told theirs: seen, not configured
+    roles: dict[tuple[str, str], ReplicaRole] = field(default_factory=dict)
 
     def replicas(self) -> Iterator[tuple[Service, Replica]]:
         for service in self.services.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import gatewayd
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reload import Reloader
+from gatewayd.control.roles import Roles
 from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.slot import Slot
 from gatewayd.control.sockets import Sockets
@@ -24,7 +25,7 @@ from gatewayd.control.state import State
 from gatewayd.control.telemetry import NOBODY, Telemetry
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ServiceTotals
-from gatewayd.core.model import Service
+from gatewayd.core.model import Replica, Service
 
 _SETTLE_S: Final = 1.0
 # How an exchange went; one that was answered by the gateway itself went none of them.
@@ -67,6 +68,7 @@ class Status:
         workers: Workers,
         publisher: Publisher,
         routers: RouterHosts,
+        roles: Roles,
         indexes: IndexLeases,
         telemetry: Telemetry,
         sockets: Sockets,
@@ -76,6 +78,7 @@ class Status:
         self._workers = workers
         self._publisher = publisher
         self._routers = routers
+        self._roles = roles
         self._indexes = indexes
         self._telemetry = telemetry
         self._sockets = sockets
@@ -91,7 +94,15 @@ class Status:
             Check("accepting", not self.draining, "draining" if self.draining else "yes"),
             Check("workers", ready == wanted, f"{ready} of {wanted} serve"),
             Check("snapshot", self._publisher.up_to_date(), f"version {self._publisher.version}"),
+            # Never in the way of others: one service without replicas must not take the rest away.
+            *(Check(f"service {label}", True, f"no {role}") for label, role in self._lacking()),
         )
+
+    def _lacking(self) -> Iterator[tuple[str, str]]:
+        """Services that wait for a replica of some role, and for which."""
+        for key, host in self._routers:
+            if host.lacks and key in self._state.services:
+                yield self._label(self._state.services[key]), " and no ".join(host.lacks)
 
     # --- /api/status ---------------------------------------------------------------------------
 
@@ -148,10 +159,18 @@ class Status:
                     "state": self._state.replica_state(service.key, replica),
                     "in_flight": self._indexes.load((service.key, replica.id)),
                     "bridge_port": self._publisher.bridge_port(service.key, replica.id),
+                    **self._role(service, replica),
                 }
                 for replica in service.replicas
             ],
         }
+
+    def _role(self, service: Service, replica: Replica) -> dict[str, str | None]:
+        if service.router is None or not service.router.pd_disaggregation:
+            return {"role": None, "role_fault": None}
+        role = self._state.roles.get((service.key, replica.id))
+        fault = self._roles.fault(service.key, replica.id)
+        return {"role": "unknown" if role is None else role.name, "role_fault": fault}
 
     # --- /metrics ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from gatewayd.core.frames import by_fields
 
 Balance = Literal["least_requests", "round_robin", "random"]
 RouterMode = Literal["auto", "steer", "through"]
+Role = Literal["prefill", "decode", "regular"]
 Origin = Literal["file", "api"]
 
 
@@ -65,6 +66,16 @@ Address = UnixAddress | TcpAddress
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class ReplicaRole:
+    """What a replica does where prompts and answers are made by different ones. A prefill hands
+    its results over at `bootstrap_port`; a regular one does both, and has no part in it."""
+
+    name: Role
+    bootstrap_port: int | None = None
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class Replica:
     """One running instance of a service, as registered."""
 
@@ -72,6 +83,15 @@ class Replica:
     address: Address
     origin: Origin = "file"
     draining: bool = False  # takes no new request; removed when its last one ends
+    internal_ip: str | None = None
+
+    @property
+    def peer_host(self) -> str | None:
+        """The host by which other replicas reach it, as a URL has it; None: they cannot."""
+        host = self.internal_ip
+        if host is None and isinstance(self.address, TcpAddress):
+            host = self.address.host
+        return f"[{host}]" if host is not None and ":" in host else host
 
 
 @by_fields
@@ -123,10 +143,12 @@ class RouterSpec:
     steer_timeout: float = 2.0  # s, for the router's decision; then the gateway's own
     steer_body_limit: int = 1024 * 1024  # larger bodies are not asked about
     routing_key_header: str | None = None  # the client's field that sticky policies go by
+    pd_disaggregation: bool = False  # prompts and answers are made by different replicas
 
     def steers(self, traits: RouterTraits) -> bool:
         """Whether requests that the router can decide on go straight to the replica it chose."""
-        return self.mode != "through" and bool(traits.steer_paths)
+        # With two replicas for a request, only the router knows what to tell each of them.
+        return self.mode != "through" and bool(traits.steer_paths) and not self.pd_disaggregation
 
 
 @by_fields
@@ -259,6 +281,8 @@ class RouterTraits:
     steer_paths: frozenset[str] = frozenset()  # POSTs that it can decide on without carrying them
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
     denied_paths: tuple[str, ...] = ()  # its own administration: never, whatever is allowed
+    # Of a body: where a decode meets its prefill, by the prefill's URL and bootstrap port.
+    peer_fields: tuple[str, str] | None = None
 
 
 @by_fields
@@ -268,7 +292,9 @@ class Upstream:
 
     `endpoints` are the replicas that take new requests. `router` is None without one, and also
     while it is down: then requests go straight to the replicas. `traits` are set for every
-    service that asks for a router, whether it is up or not.
+    service that asks for a router, whether it is up or not. `refusal` says why no request can be
+    served now; empty when one can. `past_router`: a replica can serve a request that the router
+    did not take.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -276,3 +302,5 @@ class Upstream:
     router: Endpoint | None = None
     traits: RouterTraits | None = None
     mode: Literal["direct", "through", "steer"] = field(default="direct")
+    refusal: str = ""
+    past_router: bool = True

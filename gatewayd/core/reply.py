@@ -6,7 +6,7 @@ Owns: `LocalReply` and its body. Does not own: when one is due (core.routing, pr
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
@@ -98,6 +98,15 @@ NO_REPLICA: Final = LocalReply(
     rejection="no_replica",
     retry_after_s=5,
 )
+
+
+def not_ready(why: str) -> LocalReply:
+    """For a service that has replicas, but not what it takes; `why` is for its client."""
+    return replace(NO_REPLICA, message=f"{why}; try again shortly")
+
+
+NO_ROUTER: Final = "The router of this service is not ready"
+ROUTER_NOT_READY: Final = not_ready(NO_ROUTER)
 BODY_TOO_LARGE: Final = LocalReply(
     413, "body_too_large", "The request body is larger than this service accepts",
     rejection="body_size", close=True,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gatewayd.core.frames import by_fields
-from gatewayd.core.model import Auth, Endpoint, Service, Upstream
+from gatewayd.core.model import Auth, Endpoint, ReplicaRole, Service, Upstream
 from gatewayd.core.ratelimit import Rule, compile_limits
 
 
@@ -42,7 +42,11 @@ class Snapshot:
 @by_fields
 @dataclass(frozen=True, slots=True)
 class BridgePort:
-    """A loopback port that stands for one replica."""
+    """A loopback port that stands for one replica.
+
+    With `peer_fields` (RouterTraits) they are made true in what passes: whoever is told to meet
+    this port meets `peer_host` at the bootstrap port of its `role` instead.
+    """
 
     port: int
     endpoint: Endpoint
@@ -51,6 +55,9 @@ class BridgePort:
     first_byte_timeout: float | None
     connect_timeout: float | None
     token_header: bytes = b""
+    peer_fields: tuple[str, str] | None = None
+    peer_host: str | None = None
+    role: ReplicaRole | None = None  # None where there are none, and while it is not known
 
 
 @by_fields

@@ -87,9 +87,7 @@ def token(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
 
 
 def replica(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
-    if not served.upstream.endpoints:
-        return replies.NO_REPLICA
-    return None
+    return served.unready
 
 
 def of_verdict(verdict: Verdict) -> LocalReply | None:

@@ -125,7 +125,8 @@ class Course:
         if said.failure is None:
             return None
         self._served.meter.upstream_error(exchange.replica, said.failure.kind)
-        if said.failure.unsent:
+        # Where a request goes to two replicas, what one did not get the other may have.
+        if said.failure.unsent and (self._served.upstream.past_router or not said.replica):
             if said.replica:
                 self._tried |= {said.replica}
             return self._past_router
@@ -135,6 +136,8 @@ class Course:
 
     def _past_router(self) -> LocalReply | None:
         """The router could not serve the request and no replica has seen it."""
+        if not self._served.upstream.past_router:
+            return replies.ROUTER_NOT_READY
         self._exchange.via = "fallback"
         self._exchange.attempts = 0
         self.to_router = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gatewayd.core import reply as replies
 from gatewayd.core.balancer import Ejections, pick
 from gatewayd.core.model import Cors, Endpoint, RouterTraits
 from gatewayd.core.snapshot import Target
@@ -74,6 +75,7 @@ class Served:
         "strip_router_response",
         "timeouts",
         "traits",
+        "unready",
         "upstream",
     )
 
@@ -86,6 +88,11 @@ class Served:
         self.meter = live.meter
         self.upstream = target.upstream
         self.router = target.upstream.router
+        refusal = target.upstream.refusal
+        # Why no request can be served now.
+        self.unready = replies.not_ready(refusal) if refusal else None
+        if self.unready is None and not target.upstream.endpoints:
+            self.unready = replies.NO_REPLICA
         self.traits = target.upstream.traits or _NO_TRAITS
         self.router_lines = b"".join(b"%b: %b\r\n" % h for h in self.traits.request_headers)
         # What the client must not tell a router: by whole names and by prefixes, as lines begin.

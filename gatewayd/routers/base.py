@@ -13,12 +13,12 @@ import importlib
 import logging
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from gatewayd.core.model import RouterSpec, RouterTraits, TcpAddress
+from gatewayd.core.model import Address, ReplicaRole, Role, RouterSpec, RouterTraits, TcpAddress
 from gatewayd.net.ports import PortPool
 from gatewayd.net.process import Child, Command, Exit, State, SupervisedProcess
 
@@ -39,10 +39,15 @@ class UnknownRouterError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A replica as its router shall see it: `id` is the replica's, `url` the bridge's."""
+    """A replica as its router shall see it: `id` is the replica's, `url` the bridge's.
+
+    `role` is None where replicas have none; a prefill's `bootstrap_port` is the bridge's too.
+    """
 
     id: str
     url: str
+    role: Role | None = None
+    bootstrap_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,9 @@ class SubprocessRouter(Router):
             self._port = None
 
 
+AskRole = Callable[[Address], Awaitable[ReplicaRole]]
+
+
 class Create(Protocol):
     def __call__(
         self, name: str, spec: RouterSpec, *, ports: PortPool, log_dir: Path
@@ -250,12 +258,14 @@ class Plugin:
     """What a package below gatewayd.routers offers, under the name PLUGIN.
 
     `check` gives every fault of a spec, each as `key: what is wrong` with the key relative to
-    the router's table; `traits` what holds without a running router.
+    the router's table; `traits` what holds without a running router. `ask_role` asks a replica
+    what it does; a RouterError says that it does not tell (yet). None: this router knows no roles.
     """
 
     check: Callable[[RouterSpec], list[str]] = field(repr=False)
     traits: Callable[[RouterSpec], RouterTraits] = field(repr=False)
     create: Create = field(repr=False)
+    ask_role: AskRole | None = field(default=None, repr=False)
 
 
 def available() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -16,6 +17,13 @@ from gatewayd.core.reconcile import ObservedTarget
 from gatewayd.routers.base import RouterError
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTarget(ObservedTarget):
+    """`fields` is all that its entry says."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RouterApi:
@@ -43,23 +51,23 @@ class RouterApi:
         allowed, _ = await self._call("GET", "/workers", self._key)
         return (refused, allowed) == (401, 200)
 
-    async def targets(self) -> list[ObservedTarget]:
+    async def targets(self) -> list[ListedTarget]:
         """Registered ones only; registrations under way do not show."""
         status, body = await self._call("GET", "/workers", self._key)
         try:
             if status == 200:
                 return [
-                    ObservedTarget(str(w["id"]), str(w["url"]), w["is_healthy"] is True)
+                    ListedTarget(str(w["id"]), str(w["url"]), w["is_healthy"] is True, w)
                     for w in json.loads(body)["workers"]
                 ]
         except (ValueError, KeyError, TypeError):
             pass
         raise RouterError(f"GET /workers: {status} {_short(body)}")
 
-    async def add(self, url: str) -> str | None:
+    async def add(self, url: str, fields: Mapping[str, Any] | None = None) -> str | None:
         """Ask for a registration, which goes on in the background; its id there. None: it is
         there, or another one for it goes on."""
-        wish = {"url": url, **self._registration}
+        wish = {"url": url, **(fields or {}), **self._registration}
         status, body = await self._call("POST", "/workers", self._key, wish)
         if status == 409:
             return None

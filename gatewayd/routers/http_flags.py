@@ -28,9 +28,17 @@ from gatewayd.routers.base import LOOPBACK, METRICS_OFFSET
 DEFAULT_POLICY: Final = "cache_aware"
 KEY_VARIABLE: Final = "GATEWAYD_ROUTER_KEY"
 
-# power_of_two refuses to start with fewer than two targets. Nothing can ever listen on port 0, so
-# these never register, never show in its list and are given up after seconds.
+# power_of_two refuses to start with fewer than two targets (of each role). Nothing can ever listen
+# on port 0, so these never register, never show in its list and are given up after seconds.
 _NOBODY: Final = (f"http://{LOOPBACK}:0", f"http://{LOOPBACK}:0/1")
+_NOBODY_TWICE: Final = tuple(
+    word
+    for role, port in (("prefill", ("none",)), ("decode", ()))
+    for url in _NOBODY
+    for word in (f"--{role}", url, *port)
+)
+# A policy for each role, in place of the common one.
+_ROLE_POLICIES: Final = ("prefill-policy", "decode-policy")
 
 OURS: Final = "is set by gatewayd"
 LATER: Final = "is not available yet"
@@ -55,7 +63,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "shutdown-grace-period-secs": "use drain_timeout",
     **dict.fromkeys(("retry-", "disable-retries"), _RETRIES),
     **dict.fromkeys(("cb-", "disable-circuit-breaker", "health-", "disable-health-check"), BREAKER),
-    **dict.fromkeys(("pd-disaggregation", "prefill", "prefill-", "decode", "decode-"), LATER),
+    "pd-disaggregation": "is a key of its own: write `pd_disaggregation:` beside `type:`",
+    **dict.fromkeys(("prefill", "prefill-selector", "decode", "decode-selector"), DISCOVERY),
     **dict.fromkeys(("service-discovery", "service-discovery-", "selector"), DISCOVERY),
     **dict.fromkeys(("tls-", "client-", "ca-cert-"), _LOOPBACK_ONLY),
     **dict.fromkeys(("control-plane-", "jwt-"), ACCESS),
@@ -141,7 +150,8 @@ class Flags:
         try:
             faults = self._check_policy(spec.policy or DEFAULT_POLICY)
             for flag, values in _grouped(spec).items():
-                faults.extend(f"args.{flag}: {fault}" for fault in self._check_flag(flag, values))
+                found = self._check_flag(flag, values) or self._check_role(spec, flag, values)
+                faults.extend(f"args.{flag}: {fault}" for fault in found)
             return faults or self._check_together(spec)
         except (ImportError, AttributeError, KeyError, ValueError) as error:
             # Its parser reads defaults from the environment; another version may be otherwise.
@@ -166,10 +176,17 @@ class Flags:
             "max-payload-size": [str(1 << 40)],  # the edge has the limits
             **{flag: [value] for flag, value in self.defaults.items()},
         }
-        if policy == "power_of_two":
+        given = _grouped(spec)
+        more: tuple[str, ...] = ()
+        if spec.pd_disaggregation:
+            flags["pd-disaggregation"] = [None]
+            policies = [policy, *(v for flag in _ROLE_POLICIES for v in given.get(flag, ()))]
+            more = _NOBODY_TWICE if "power_of_two" in policies else ()
+        elif policy == "power_of_two":
             flags["worker-urls"] = [*_NOBODY]
-        flags.update(_grouped(spec))
-        return [policy, *(word for flag, values in flags.items() for word in _flag(flag, values))]
+        flags.update(given)
+        words = (word for flag, values in flags.items() for word in _flag(flag, values))
+        return [policy, *words, *more]
 
     def _check_policy(self, policy: str) -> list[str]:
         if policy in self.unfit_policies:
@@ -205,6 +222,16 @@ class Flags:
                 if value is not None and not least <= value <= most:
                     return [f"{value:g} is not between {least:g} and {most:g}"]
         return []
+
+    def _check_role(self, spec: RouterSpec, flag: str, values: list[str | None]) -> list[str]:
+        if flag not in _ROLE_POLICIES:
+            return []
+        if not spec.pd_disaggregation:
+            return ["means nothing without `pd_disaggregation: true`"]
+        unfit = self.unfit_policies
+        return [
+            f"{v} does not work here: {unfit[v]}" for v in values if v is not None and v in unfit
+        ]
 
     def _check_together(self, spec: RouterSpec) -> list[str]:
         """What only the whole command line shows."""

@@ -14,6 +14,7 @@ import secrets
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,13 +76,13 @@ class HttpRouter(SubprocessRouter):
 
     async def sync(self, targets: Sequence[Target]) -> SyncState:
         api = self._running()
-        wanted = {target.url: target.id for target in targets}
+        wanted = {target.url: target for target in targets}
         observed = await self._observe(api, wanted)
         actions = plan(list(wanted), observed, self._asked, _now())
         for url in actions.add:
             tries = self._asked[url].tries + 1 if url in self._asked else 1
             self._asked[url] = Asked(_now(), tries)  # before the call: a lost answer may be a yes
-            if id_ := await api.add(url):
+            if id_ := await api.add(url, _fields(wanted[url])):
                 self._ids[url] = id_
         for id_ in actions.remove:
             await api.remove(id_)
@@ -89,7 +90,7 @@ class HttpRouter(SubprocessRouter):
             observed = await self._observe(api, wanted)
             actions = plan(list(wanted), observed, self._asked, _now())
         return SyncState(
-            serving=frozenset(wanted[t.url] for t in observed if t.healthy and t.url in wanted),
+            serving=frozenset(wanted[t.url].id for t in observed if t.healthy and t.url in wanted),
             present=frozenset(t.url for t in observed) | self._asked.keys(),
             settled=actions.settled and self._asked.keys() <= wanted.keys(),
         )
@@ -106,10 +107,15 @@ class HttpRouter(SubprocessRouter):
         finally:
             await self._forget()
 
-    async def _observe(self, api: RouterApi, wanted: dict[str, str]) -> list[ObservedTarget]:
-        """The list, and what it tells about registrations that were asked for."""
-        observed = await api.targets()
-        for target in observed:
+    async def _observe(self, api: RouterApi, wanted: Mapping[str, Target]) -> list[ObservedTarget]:
+        """The list, and what it tells about registrations that were asked for. One with another
+        role than is wanted is of no use: it is to go, and to be registered anew."""
+        observed: list[ObservedTarget] = []
+        for target in await api.targets():
+            fits = target.url not in wanted or _fields(wanted[target.url]).items() <= (
+                target.fields.items()
+            )
+            observed.append(target if fits else replace(target, healthy=False))
             if target.healthy:
                 self._asked.pop(target.url, None)
                 self._ids.pop(target.url, None)
@@ -144,6 +150,16 @@ class HttpRouter(SubprocessRouter):
         if self._api is None or self.endpoint is None:
             raise RouterError("the router is not running")
         return self._api
+
+
+def _fields(target: Target) -> dict[str, Any]:
+    """Of its registration, and of its entry in the list."""
+    if target.role is None:
+        return {}
+    fields: dict[str, Any] = {"worker_type": target.role}
+    if target.bootstrap_port is not None:
+        fields["bootstrap_port"] = target.bootstrap_port
+    return fields
 
 
 def _now() -> float:

@@ -13,6 +13,9 @@ from gatewayd.core.model import RouterSpec, RouterTraits
 TOKEN_HEADER: Final = b"x-request-id-gw"  # they pass on any X-Request-Id-*
 ERROR_HEADER: Final = b"x-smg-error-code"
 
+# In both copies of a request: where the decode asks the prefill for its results.
+PEER_FIELDS: Final = ("bootstrap_host", "bootstrap_port")
+
 # Requests that they only hand on. Not /v1/responses and /v1/conversations, whose state they keep.
 STEER_PATHS: Final = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/generate", "/v1/embeddings", "/v1/rerank"}
@@ -45,4 +48,5 @@ def http_traits(
         steer_paths=steer_paths,
         allowed_paths=allowed_paths,
         denied_paths=denied_paths,
+        peer_fields=PEER_FIELDS if spec.pd_disaggregation else None,
     )

@@ -80,10 +80,12 @@ def test_the_mode_of_a_router() -> None:
         "state": "ready",
         "endpoint": "127.0.0.1:20000",
         "targets": {"desired": ["a", "b"], "serving": ["a"]},
+        "lacks": ["prefill", "decode"],
         "restarts": 2,
         "fault": None,
         "last_exit": None,
         "last_words": [],
     }
     (row,) = cells(render(status({}, router)), "ROUTER OF")
-    assert row == ["llama", "scripted", "steer", "ready", "127.0.0.1:20000", "1/2", "2"]
+    state = "ready, no prefill, no decode"
+    assert row == ["llama", "scripted", "steer", state, "127.0.0.1:20000", "1/2", "2"]

@@ -340,7 +340,10 @@ SERVICES = [
         "cors: {methods: get}",
         "cors.methods: expected a method such as GET, found `get`; did you mean `GET`?",
     ),
-    ("router: {type: r, pd_disaggregation: true}", "router.pd_disaggregation: not available yet"),
+    (
+        "router: {type: r, pd_disaggregation: 1}",
+        "router.pd_disaggregation: expected true or false, found the number `1`",
+    ),
 ]
 
 RATE_LIMITS = [

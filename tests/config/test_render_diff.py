@@ -126,7 +126,7 @@ services:
          "[x.y, z]"]),
         ("    rate", "    router: r\n    rate", [
             "services.llama.router: null -> {type: r, mode: auto, policy: null, steer_timeout: 2s, "
-            "steer_body_limit: 1MiB, routing_key_header: null, args: {}}",
+            "steer_body_limit: 1MiB, routing_key_header: null, pd_disaggregation: false, args: {}}",
             "services.llama.balance: least_requests -> (nothing)",
         ]),
         ("domain: d", "domain: e", ["domain: d -> e", "services.llama.domain: [llama.d] -> "

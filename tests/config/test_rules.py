@@ -75,6 +75,20 @@ from gatewayd.core.model import RouterSpec
                 "remove `balance`, or set `router: null` here"
             ],
         ),
+        (
+            """
+            domain: d
+            router: {type: r, pd_disaggregation: true}
+            services:
+              - name: a
+                replicas: [http://10.0.0.1:1, unix:/b]
+              - {name: b, router: r, replicas: [unix:/c]}
+            """,
+            [
+                "5: services[0].replicas[1]: with `pd_disaggregation` the other replicas have to "
+                "reach it; give its `url`, with a host that they know"
+            ],
+        ),
     ],
 )
 def test_rules_between_services(problems: Problems, text: str, lines: list[str]) -> None:
@@ -92,10 +106,6 @@ def test_rules_between_services(problems: Problems, text: str, lines: list[str])
             "certificate: {type: acme, server: [https://a, https://b], ca_file: /c, email: a@b, "
             "eab_kid: k, eab_hmac_key: s, challenges: [http-01], dns_hook: /h, names: [a.b]}",
             "certificate: not available yet",
-        ),
-        (
-            "router: {type: r, pd_disaggregation: true}",
-            "router.pd_disaggregation: not available yet",
         ),
         (
             "services: [{name: a, domain: a.b, replicas: [unix:/a, {id: d, ssh: {host: u@h, "

@@ -201,7 +201,10 @@ async def test_addresses_that_cannot_be(gateway: Gateway, body: Any, detail: str
         ({"https": True}, "`https` is not available yet"),
         ({"auth": True}, "has no `auth` configured"),
         ({"router": "dreamt"}, "router: there is no router of type 'dreamt'"),
-        ({"router": {"type": "x", "pd_disaggregation": True}}, "not available yet"),
+        (
+            {"router": {"type": "sglang", "mode": "steer", "pd_disaggregation": True}},
+            "router: mode: with `pd_disaggregation` each request goes to two replicas",
+        ),
     ],
 )
 async def test_services_that_cannot_be(gateway: Gateway, change: Any, detail: str) -> None:

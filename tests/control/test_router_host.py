@@ -205,6 +205,29 @@ async def test_without_targets_it_is_used_at_once_and_with_dead_ones_after_a_whi
         assert host.status()["targets"] == {"desired": ["a"], "serving": []}
 
 
+async def test_with_roles_it_serves_with_a_target_of_each(scripted: ScriptedRouter) -> None:
+    prefill = Target("p", "http://127.0.0.1:10001", "prefill", 10001)
+    decode = Target("d", "http://127.0.0.1:10002", "decode")
+    async with hosting(RouterSpec("scripted", pd_disaggregation=True)) as (host, changes):
+        assert host.lacks == ("prefill", "decode")
+        host.set_targets([prefill, decode])
+        assert host.lacks == ()  # nothing is missing but the router
+        scripted.held = {decode.url}
+        scripted.come()
+        await wait_for(lambda: host.endpoint is not None)
+        assert (host.lacks, host.serving) == (("decode",), False)
+        assert host.status()["lacks"] == ["decode"]
+        told = len(changes)
+        scripted.held = set()
+        await wait_for(lambda: host.serving)
+        assert len(changes) == told + 1
+        host.set_targets([decode])  # known at once, not with the next pass
+        assert (host.lacks, host.serving) == (("prefill",), False)
+        assert len(changes) == told + 2
+        scripted.go()
+        assert host.lacks == ("prefill",)
+
+
 async def test_every_change_and_every_interval_makes_a_pass(scripted: ScriptedRouter) -> None:
     async with hosting() as (host, _):
         scripted.come()

@@ -14,7 +14,15 @@ from gatewayd.control import router_hosts as module
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.state import State
-from gatewayd.core.model import RouterSpec, RouterTraits, TcpAddress
+from gatewayd.core.model import (
+    Endpoint,
+    ReplicaRole,
+    Role,
+    RouterSpec,
+    RouterTraits,
+    TcpAddress,
+)
+from gatewayd.core.snapshot import BridgePort
 from gatewayd.routers.base import Target
 
 KEY = "main/llama"
@@ -28,6 +36,7 @@ class Host:
     endpoint: TcpAddress | None = None
     traits: RouterTraits = field(default_factory=RouterTraits)
     serving: bool = True
+    lacks: tuple[Role, ...] = ()
     restarts: int = 0
     calls: list[str] = field(default_factory=list)
     drops: bool = True
@@ -36,7 +45,7 @@ class Host:
         self.calls.append("start")
 
     def set_targets(self, targets: list[Target]) -> None:
-        self.calls.append(" ".join(f"{t.id}={t.url}" for t in targets) or "nothing")
+        self.calls.append(" ".join(map(shown, targets)) or "nothing")
 
     async def drop(self, ids: list[str], timeout: float) -> bool:
         self.calls.append(f"drop {' '.join(ids)}")
@@ -49,10 +58,20 @@ class Host:
         self.calls.append("close")
 
 
+def shown(target: Target) -> str:
+    meets = f":{target.bootstrap_port}" if target.bootstrap_port else ""
+    return f"{target.id}={target.url}" + (f" {target.role}{meets}" if target.role else "")
+
+
+def bridged(port: int, role: ReplicaRole | None = None) -> BridgePort:
+    endpoint = Endpoint("", TcpAddress("10.0.0.1", 1), 0)
+    return BridgePort(port, endpoint, KEY, None, None, None, role=role)
+
+
 class Fixture:
     def __init__(self) -> None:
         self.state = State()
-        self.ports = {"a": 10001, "b": 10002}
+        self.ports = {"a": bridged(10001), "b": bridged(10002)}
         self.loads: dict[tuple[str, str], int] = {}
         self.made: list[Host] = []
         self.hosts = RouterHosts(
@@ -185,3 +204,29 @@ async def test_closing_does_not_wait_for_what_runs(fixture: Fixture) -> None:
     await asyncio.sleep(0)
     await asyncio.wait_for(fixture.hosts.aclose(), 5)
     assert host.calls[-1] == "close"
+
+
+async def test_roles_are_told_once_the_bridge_knows_them(fixture: Fixture) -> None:
+    apart = replace(SPEC, pd_disaggregation=True)
+    fixture.have("a", "b", "c", router=apart)
+    (host,) = fixture.made
+    assert host.calls == ["nothing"]
+    prefill, decode = ReplicaRole("prefill", 8998), ReplicaRole("decode")
+    fixture.state.roles = {
+        (KEY, "a"): prefill,
+        (KEY, "b"): decode,
+        (KEY, "c"): ReplicaRole("regular"),
+    }
+    fixture.ports["c"] = bridged(10003, ReplicaRole("regular"))
+    fixture.hosts.follow()
+    assert host.calls[-1] == "nothing"
+    fixture.ports |= {"a": bridged(10001, prefill), "b": bridged(10002, decode)}
+    fixture.hosts.follow()
+    assert host.calls[-1] == (
+        "a=http://127.0.0.1:10001 prefill:10001 b=http://127.0.0.1:10002 decode"
+    )
+    fixture.state.roles[KEY, "a"] = ReplicaRole("prefill", 8999)  # not there yet
+    del fixture.state.roles[KEY, "b"]
+    fixture.hosts.follow()
+    assert host.calls[-1] == "nothing"
+    await fixture.hosts.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,10 @@ def test_an_unknown_policy_is_refused_with_what_was_meant() -> None:
         ("health-check-interval-secs", "3", "gatewayd knows who is well"),
         ("request-timeout-secs", "3", "use timeouts"),
         ("max-payload-size", "3", "use client_max_body_size"),
-        ("pd-disaggregation", None, "is not available yet"),
-        ("prefill", "http://10.0.0.1", "is not available yet"),
+        ("pd-disaggregation", None, "write `pd_disaggregation:` beside `type:`"),
+        ("prefill", "http://10.0.0.1", "gatewayd tells the router its targets"),
+        ("decode-selector", "a=b", "gatewayd tells the router its targets"),
+        ("prefill-policy", "bucket", "means nothing without `pd_disaggregation: true`"),
         ("enable-igw", None, "each service has a router of its own"),
         ("service-discovery", None, "gatewayd tells the router its targets"),
         ("control-plane-api-keys", "a:b:admin:c", "only gatewayd manages the router"),
@@ -203,3 +206,32 @@ def test_logs_are_few_and_small(tmp_path: Path) -> None:
     assert len(names) == 3
     assert sum(path.stat().st_size for path in tmp_path.glob("smg.*")) <= 3 * 1000
     assert (tmp_path / "other").exists()
+
+
+def test_prefill_and_decode_have_policies_of_their_own(tmp_path: Path) -> None:
+    apart = RouterSpec("sglang", pd_disaggregation=True)
+    line = FLAGS.argv(apart, 20001, tmp_path)
+    assert line[0] == "cache_aware"
+    assert "--pd-disaggregation" in line
+    assert "--prefill" not in line
+    given = replace(apart, args=(("prefill-policy", "bucket"), ("decode-policy", "random")))
+    assert PLUGIN.check(given) == []
+    line = FLAGS.argv(given, 20001, tmp_path)
+    assert {"--prefill-policy=bucket", "--decode-policy=random"} <= set(line)
+    wrong = replace(apart, args=(("decode-policy", "bucket"),))
+    assert "args.decode-policy: invalid choice: 'bucket'" in PLUGIN.check(wrong)[0]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RouterSpec("sglang", policy="power_of_two", pd_disaggregation=True),
+        RouterSpec("sglang", args=(("decode-policy", "power_of_two"),), pd_disaggregation=True),
+    ],
+)
+def test_two_that_are_nobody_stand_in_for_each_role(spec: RouterSpec, tmp_path: Path) -> None:
+    assert PLUGIN.check(spec) == []
+    line = FLAGS.argv(spec, 20001, tmp_path)
+    assert "--worker-urls" not in line
+    assert line.count("--prefill") == line.count("--decode") == 2
+    assert line[line.index("--prefill") :][:3] == ["--prefill", "http://127.0.0.1:0", "none"]

@@ -82,7 +82,9 @@ class RegistryCalls:
     async def register_replica(self, request: web.Request) -> web.Response:
         """Tells the id, which draining needs; a caller with a `job_id` knows it."""
         body = await read_body(request, RegisterReplicaBody)
-        replica = to_replica(body)
+        service = self._state.services.get(_key(request))
+        router = None if service is None else service.router
+        replica = to_replica(body, by_internal_ip=router is not None and router.pd_disaggregation)
         await self._registry.add_replica(_key(request), replica)
         return ok() if body.job_id is not None else ok(id=replica.id)
 

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress
 
 from gatewayd.config.model import Config
 from gatewayd.config.values import (
@@ -23,7 +23,7 @@ from gatewayd.config.values import (
     parse_socket_path,
     replica_id,
 )
-from gatewayd.control.registry import RefusedError
+from gatewayd.control.registry import NO_INTERNAL_IP, RefusedError
 from gatewayd.core.model import (
     Address,
     Balance,
@@ -33,6 +33,7 @@ from gatewayd.core.model import (
     RouterMode,
     RouterSpec,
     Service,
+    TcpAddress,
     Timeouts,
     UnixAddress,
 )
@@ -140,6 +141,8 @@ class RegisterReplicaBody(Body):
     socket: str | None = None
     url: str | None = None
     ssh_host: str | None = None
+    app_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    internal_ip: IPvAnyAddress | None = None
 
 
 class WithdrawBody(Body):
@@ -182,15 +185,26 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
     )
 
 
-def to_replica(body: RegisterReplicaBody) -> Replica:
-    """Raises RefusedError for an address that cannot be dialled."""
+def to_replica(body: RegisterReplicaBody, *, by_internal_ip: bool = False) -> Replica:
+    """Raises RefusedError for an address that cannot be dialled. `by_internal_ip`: the gateway
+    reaches it where other replicas do, so that no tunnel is needed."""
+    if by_internal_ip and body.internal_ip is not None and body.app_port is not None:
+        address: Address = TcpAddress(str(body.internal_ip), body.app_port)
+        return Replica(
+            body.job_id or body.id or replica_id(address),
+            address,
+            origin="api",
+            internal_ip=str(body.internal_ip),
+        )
+    if by_internal_ip and body.url is None:
+        raise RefusedError(NO_INTERNAL_IP)
     if body.ssh_host is not None:
         raise RefusedError(f"replicas behind ssh are {NOT_YET}: register a `socket` or a `url`")
     if (body.socket is None) == (body.url is None):
         raise RefusedError("a replica has exactly one of `socket` and `url`")
     try:
         if body.socket is not None:
-            address: Address = parse_socket_path(body.socket.removeprefix("unix:"))
+            address = parse_socket_path(body.socket.removeprefix("unix:"))
         else:
             assert body.url is not None
             address = parse_replica_url(body.url)
@@ -251,8 +265,6 @@ def _router(body: RegisterServiceBody, config: Config) -> RouterSpec | None:
         case str() as name:
             return RouterSpec(name)
         case RouterBody() as router:
-            if router.pd_disaggregation:
-                raise RefusedError(f"`pd_disaggregation` is {NOT_YET}")
             args = tuple(
                 (key, None if value is None or value is True else str(value))
                 for key, value in router.args.items()
@@ -266,4 +278,5 @@ def _router(body: RegisterServiceBody, config: Config) -> RouterSpec | None:
                 steer_timeout=router.steer_timeout,
                 steer_body_limit=router.steer_body_limit,
                 routing_key_header=router.routing_key_header,
+                pd_disaggregation=router.pd_disaggregation,
             )

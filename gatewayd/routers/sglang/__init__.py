@@ -11,6 +11,7 @@ from pathlib import Path
 from gatewayd.core.model import RouterSpec
 from gatewayd.net.ports import PortPool
 from gatewayd.routers.base import Plugin, Router
+from gatewayd.routers.http_roles import ask_role
 from gatewayd.routers.sglang.options import FLAGS
 from gatewayd.routers.sglang.traits import traits
 
@@ -21,4 +22,4 @@ def create(name: str, spec: RouterSpec, *, ports: PortPool, log_dir: Path) -> Ro
     return SglangRouter(name, spec, ports=ports, log_dir=log_dir)
 
 
-PLUGIN = Plugin(check=FLAGS.check, traits=traits, create=create)
+PLUGIN = Plugin(check=FLAGS.check, traits=traits, create=create, ask_role=ask_role)

@@ -1,0 +1,152 @@
+"""Requests that go to two replicas: where each is told to meet the other is made true on its way.
+
+Owns: the meeting points, the body in which they are named. Does not own: finding the fields
+(core.json_fields), what they are called (RouterTraits.peer_fields), who has which role (control).
+
+A router takes the host of a prefill's URL for the place where a decode finds it, and writes that,
+and the bootstrap port it was told, into both copies of a request. Its URLs are our ports on the
+loopback, and it was told the same port as bootstrap port: so what it writes is the name of one
+prefill, for which the real host and port are put here. See docs/adr/0009-pd-through-the-bridge.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from gatewayd.core.json_fields import FieldChanger, HeldTooLongError
+from gatewayd.core.reply import LocalReply
+from gatewayd.core.snapshot import BridgePort
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
+
+_NO_PEER: Final = LocalReply(
+    503, "no_ready_replica", "The prefill replica of this request has left; try again shortly"
+)
+_TOO_LONG: Final = LocalReply(413, "body_too_large", "The request has too many prompts at a time")
+
+
+class UnknownPeerError(LookupError):
+    """A prefill that has left, or of which we know nothing."""
+
+
+class Peers:
+    """The prefills behind the ports of today; one table for the whole bridge."""
+
+    def __init__(self) -> None:
+        self._meet: dict[int, tuple[str, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Peers {self._meet}>"
+
+    def keep(self, ports: Iterable[BridgePort]) -> None:
+        self._meet = {
+            port.port: (port.peer_host, port.role.bootstrap_port)
+            for port in ports
+            if port.role is not None
+            and port.role.bootstrap_port is not None
+            and port.peer_host is not None
+        }
+
+    def changer(self, fields: tuple[str, str]) -> FieldChanger:
+        """For one body. UnknownPeerError comes out of it."""
+        host_field, port_field = fields
+
+        def change(found: Mapping[str, Any]) -> Mapping[str, Any]:
+            ports = found.get(port_field)
+            if isinstance(ports, list):  # one for each prompt of a batch
+                met = [self._of(port) for port in ports]
+                return {
+                    host_field: [host for host, _ in met],
+                    port_field: [port for _, port in met],
+                }
+            host, port = self._of(ports)
+            return {host_field: host, port_field: port}
+
+        return FieldChanger(fields, change)
+
+    def _of(self, port: object) -> tuple[str, int]:
+        meet = self._meet.get(port) if isinstance(port, int) else None
+        if meet is None:
+            raise UnknownPeerError(port)
+        return meet
+
+
+def make_true(exchange: Exchange, peers: Peers, fields: tuple[str, str]) -> LocalReply | None:
+    """Take the place of the request's body; a reply when it has arrived and cannot be sent."""
+    changer = peers.changer(fields)
+    payload = exchange.payload
+    if payload.is_eof():
+        try:
+            body = changer.feed(payload.read_nowait()) + changer.end()
+        except (UnknownPeerError, HeldTooLongError) as error:
+            return _refusal(error)
+        exchange.payload = _WholeBody(body)  # type: ignore[assignment]
+        exchange.length = len(body)
+        return None
+    # Its length is known when the last byte has been looked at; that is not waited for.
+    exchange.payload = _PassingBody(exchange, changer)  # type: ignore[assignment]
+    exchange.length = -1
+    return None
+
+
+def _refusal(error: UnknownPeerError | HeldTooLongError) -> LocalReply:
+    return _NO_PEER if isinstance(error, UnknownPeerError) else _TOO_LONG
+
+
+class _WholeBody:
+    """As much of aiohttp's StreamReader as a relay asks of a body that has arrived."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def readany(self) -> bytes:
+        return self.read_nowait()
+
+
+class _PassingBody:
+    """The same of one that is still arriving. At most what the fields need is held."""
+
+    def __init__(self, exchange: Exchange, changer: FieldChanger) -> None:
+        self._exchange = exchange
+        self._payload = exchange.payload
+        self._changer = changer
+        self._ended = False
+
+    def is_eof(self) -> bool:
+        return self._payload.is_eof()
+
+    def read_nowait(self) -> bytes:
+        """All the rest of a body that has arrived."""
+        rest = self._changer.feed(self._payload.read_nowait())
+        return rest + self._end()
+
+    async def readany(self) -> bytes:
+        try:
+            while not self._ended:
+                data = await self._payload.readany()
+                passed = self._changer.feed(data) if data else self._end()
+                if passed:
+                    return passed
+        except (UnknownPeerError, HeldTooLongError) as error:
+            await self._refuse(_refusal(error))
+        return b""
+
+    def _end(self) -> bytes:
+        self._ended = True
+        return self._changer.end()
+
+    async def _refuse(self, reply: LocalReply) -> None:
+        """The end of the exchange is the end of whoever reads here."""
+        if self._exchange.running is not None:
+            self._exchange.running.client_broke(reply)
+        await asyncio.get_running_loop().create_future()

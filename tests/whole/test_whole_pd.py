@@ -1,0 +1,294 @@
+"""Prompts and answers made by different replicas, with the real router between them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from whole_gateway import Gateway, eventually, gatewayd
+from whole_pd import Chat, Engine, Engines, pd_service
+
+CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+@asynccontextmanager
+async def chatting(
+    home: Path, *engines: Engine, late: tuple[Engine, ...] = (), **router: Any
+) -> AsyncIterator[Chat]:
+    """A gateway before them; those that are `late` are in its file and do not listen yet."""
+    async with AsyncExitStack() as stack:
+        for engine in engines:
+            await stack.enter_async_context(engine)
+        gateway = Gateway(home, [pd_service(*engines, *late, **router)])
+        await stack.enter_async_context(gateway)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Chat(gateway, session)
+        assert not engines[0].engines.faults
+
+
+@pytest.mark.parametrize("router_type", ["sglang", "smg"])
+async def test_both_get_the_same_and_are_told_where_to_meet(home: Path, router_type: str) -> None:
+    engines = Engines()
+    p0, p1, d0 = (engines.add(name) for name in ("p0", "p1", "d0"))
+    router = {"type": router_type, "policy": "round_robin"}
+    async with chatting(home, p0, p1, d0, **router) as chat:
+        await chat.until_works()
+        for content in ['say "bootstrap_host":"127.0.0.1"', "ä" * 10_000] * 2:
+            status, answer = await chat.post(messages=[{"role": "user", "content": content}])
+            assert (status, answer["id"]) == (200, "d0")
+            assert d0.of("/v1/chat/completions")[-1].json["messages"][0]["content"] == content
+        assert p0.rooms
+        assert p1.rooms
+        status, answer = await chat.post("/v1/completions", prompt=["a", "b", "c"])
+        assert (status, answer["id"]) == (200, "d0")
+        assert len(d0.of("/v1/completions")[-1].json["bootstrap_room"]) == 3
+        assert (await chat.post("/generate", text="a"))[0] == 200
+        async with chat.ask(stream=True, max_tokens=3) as response:
+            lines = [line async for line in response.content if line.startswith(b"data: ")]
+        assert len(lines) == 4
+        # More than is read at a time: passed on as it comes, with the fields at its end.
+        content = 'ä\\"' * 700_000
+        status, _ = await chat.post(messages=[{"role": "user", "content": content}])
+        assert status == 200
+        assert d0.of("/v1/chat/completions")[-1].json["messages"][0]["content"] == content
+        for path in ("/v1/embeddings", "/v1/classify"):
+            status, text = await chat.post(path, input="a")
+            assert status == 501
+            assert "not implemented" in text
+        service = await chat.gateway.service("chat")
+        assert service["router"]["mode"] == "through"
+        assert await chat.roles() == {"p0": "prefill", "p1": "prefill", "d0": "decode"}
+        ways = service["requests"]
+        assert ways["direct"] == ways["fallback"] == ways["steered"] == 0
+
+
+async def test_each_role_comes_and_goes_without_the_router(home: Path) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    async with chatting(home, p0, d0) as chat, engines.add("d1") as d1, engines.add("p1") as p1:
+        gateway = chat.gateway
+        await chat.until_works()
+        pid = (await gateway.service("chat"))["router"]["pid"]
+        await gateway.remove("chat", "d0")
+        await chat.until_lacks("decode")
+        async with chat.ask() as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "5"
+            error = (await response.json())["error"]
+        assert error["code"] == "no_ready_replica"
+        assert error["message"].startswith("No decode replica of this service is ready")
+        status, ready = await gateway.call("GET", "/readyz?verbose")
+        assert status == 200
+        assert "service chat" in str(ready)
+        assert "no decode" in str(ready)
+        _, table, _ = await gatewayd("status", "--admin", f"unix:{gateway.admin_path}")
+        assert "ready, no decode" in table
+        await gateway.change("chat/replicas/register", {"id": "d1", "url": d1.url})
+        await chat.until_works()
+        await gateway.remove("chat", "p0")
+        await chat.until_lacks("prefill")
+        await gateway.remove("chat", "d1")
+        await chat.until_lacks("prefill", "decode")
+        await gateway.change(
+            "chat/replicas/register",
+            {
+                "job_id": "p1",
+                "ssh_host": "nobody@nowhere",
+                "ssh_port": 22,
+                "internal_ip": p1.host,
+                "app_port": p1.port,
+            },
+        )
+        await gateway.change("chat/replicas/register", {"id": "d1", "url": d1.url})
+        await chat.until_works()
+        assert p1.rooms
+        assert (await gateway.service("chat"))["router"]["pid"] == pid
+        assert (await gateway.service("chat"))["router"]["restarts"] == 0
+        # Nobody was asked without a prefill beside it.
+        assert not d0.inferences or all(r.json.get("bootstrap_room") for r in d0.inferences)
+
+
+async def test_a_prefill_that_is_ready_late_is_asked_until_it_tells(home: Path) -> None:
+    engines = Engines()
+    d0 = engines.add("d0", info_path="/get_server_info")
+    p0 = engines.add("p0", ready=False)
+    with socket.create_server((p0.host, 0)) as taken:
+        p0.port = taken.getsockname()[1]
+    async with chatting(home, d0, late=(p0,)) as chat:
+        chat.gateway.allow("replica p0 of main/chat")
+        await chat.until_lacks("prefill")
+        async with p0:
+
+            async def asked() -> bool:
+                (shown,) = [
+                    replica
+                    for replica in (await chat.gateway.service("chat"))["replicas"]
+                    if replica["id"] == "p0"
+                ]
+                return "not ready" in (shown["role_fault"] or "")
+
+            await chat.until(asked)
+            assert await chat.roles() == {"d0": "decode", "p0": "unknown"}
+            assert not await chat.works()
+            p0.ready = True
+            await chat.until_works()
+
+
+async def test_a_role_that_changes_with_a_restart_is_seen(home: Path) -> None:
+    engines = Engines()
+    p0, d0, d1 = (engines.add(name) for name in ("p0", "d0", "d1"))
+    async with chatting(home, p0, d0, d1) as chat:
+        chat.gateway.allow("replica d1 of main/chat", "neither prefill nor decode")
+        await chat.until_works()
+        pid = (await chat.gateway.service("chat"))["router"]["pid"]
+        await d1.stop()
+        d1.role = "prefill"
+        await d1.start()
+        await chat.until_roles(p0="prefill", d0="decode", d1="prefill")
+
+        async def both() -> bool:
+            await asyncio.gather(*(chat.post() for _ in range(4)))
+            return bool(d1.rooms)
+
+        await chat.until(both)
+        d1.role = "regular"  # started anew between two requests
+        await chat.until_roles(p0="prefill", d0="decode", d1="regular")
+        seen = len(d1.of("/v1/chat/completions"))
+        for _ in range(6):
+            assert await chat.works()
+        assert len(d1.of("/v1/chat/completions")) == seen
+        assert (await chat.gateway.service("chat"))["router"]["pid"] == pid
+
+
+async def test_a_decode_that_dies_cuts_its_stream_and_is_replaced(home: Path) -> None:
+    engines = Engines()
+    p0, d0, d1 = (engines.add(name) for name in ("p0", "d0", "d1"))
+    async with chatting(home, p0, d0, d1, policy="round_robin") as chat:
+        chat.gateway.allow("replica d. of main/chat", "502 POST")
+        await chat.until_works()
+        for engine in (d0, d1):
+            engine.stepped = True
+        async with chat.ask(stream=True, max_tokens=9) as response:
+            await eventually(lambda: d0.running + d1.running == 1, 5)
+            dying, other = (d0, d1) if d0.running else (d1, d0)
+            dying.step(2)
+            assert b"token 0" in await response.content.readline()
+            await dying.stop()
+            with pytest.raises(CUT):
+                await response.content.read()
+        other.stepped = False
+        other.step(1000)
+        await chat.until_works()
+        async with asyncio.timeout(10):
+            while set((await chat.gateway.replica_states("chat")).values()) == {"up"}:
+                await chat.post()
+        for _ in range(4):
+            status, answer = await chat.post()
+            assert (status, answer["id"]) == (200, other.name)
+
+
+async def test_drain_waits_for_both_halves(home: Path) -> None:
+    engines = Engines()
+    p0, d0, d1 = (engines.add(name) for name in ("p0", "d0", "d1"))
+    async with chatting(home, p0, d0, d1, policy="round_robin") as chat:
+        await chat.until_works()
+        for engine in (d0, d1):
+            engine.stepped = True
+        async with chat.ask(stream=True, max_tokens=3) as response:
+            await eventually(lambda: d0.running + d1.running == 1, 5)
+            busy, other = (d0, d1) if d0.running else (d1, d0)
+            other.step(1000)
+
+            async def counted() -> bool:
+                return (await chat.gateway.in_flight("chat"))[busy.name] == 1
+
+            await chat.until(counted)
+            drain = asyncio.create_task(chat.gateway.drain("chat", busy.name, 10))
+            for _ in range(3):
+                assert (await chat.post())[1]["id"] == other.name
+            assert not drain.done()
+            busy.step(1000)
+            text = await response.text()
+            assert "token 2" in text
+            assert "[DONE]" in text
+        assert (
+            await drain == {"drained": True, "running": 0, "status": "ok"}
+            or drain.result()["drained"]
+        )
+        assert await chat.works()
+
+
+async def test_nothing_goes_past_a_router_that_is_down(home: Path) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    async with chatting(home, p0, d0) as chat:
+        chat.gateway.allow("router of main/chat", "502 POST")
+        await chat.until_works()
+        await chat.kill_router()
+        seen = 0
+        async with asyncio.timeout(15):
+            while True:
+                async with chat.ask() as response:
+                    if response.status == 200 and seen:
+                        break
+                    if response.status == 503:
+                        seen += 1
+                        assert response.headers["Retry-After"] == "5"
+                        assert "router" in await response.text()
+                    else:
+                        assert response.status in (200, 502)
+        ways = (await chat.gateway.service("chat"))["requests"]
+        assert ways["fallback"] == ways["direct"] == 0
+
+
+async def test_a_reload_turns_it_on_and_off_for_one_service(home: Path) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    plain = Engine("r0", host="127.0.0.9", role="regular", engines=Engines())
+    async with chatting(home, p0, d0) as chat, plain:
+        gateway = chat.gateway
+        await chat.until_works()
+        other = {"name": "other", "router": "sglang", "replicas": [plain.entry]}
+        gateway.config["services"].append(other)
+        gateway.write_file()
+        assert (await gatewayd("reload", "--admin", f"unix:{gateway.admin_path}"))[0] == 0
+        pid = await gateway.router_pid("other")
+        before = (await gateway.service("chat"))["router"]["pid"]
+        gateway.config["services"][0]["router"]["pd_disaggregation"] = False
+        gateway.write_file()
+        code, out, _ = await gatewayd("reload", "--admin", f"unix:{gateway.admin_path}")
+        assert code == 0
+        assert "pd_disaggregation" in out
+        assert await gateway.router_pid("chat") != before
+        assert await chat.roles() == {"p0": None, "d0": None}
+        gateway.config["services"][0]["router"]["pd_disaggregation"] = True
+        gateway.write_file()
+        assert (await gatewayd("reload", "--admin", f"unix:{gateway.admin_path}"))[0] == 0
+        await chat.until_works()
+        assert await gateway.router_pid("other") == pid
+
+
+async def test_a_replica_that_others_cannot_reach_is_refused(home: Path) -> None:
+    engines = Engines()
+    p0 = engines.add("p0")
+    async with chatting(home, p0) as chat:
+        for body in (
+            {"job_id": "x", "ssh_host": "u@h", "ssh_port": 22, "app_port": 8000},
+            {"id": "x", "socket": "/run/x.sock"},
+        ):
+            status, answer = await chat.gateway.call(
+                "POST", "/api/registry/main/services/chat/replicas/register", body
+            )
+            assert status == 400
+            assert "PD disaggregation requires internal IP for all replicas." in str(answer)
+        chat.gateway.config["services"][0]["replicas"].append("unix:/run/x.sock")
+        chat.gateway.write_file()
+        code, _, errors = await gatewayd("check", "-c", str(chat.gateway.file))
+        assert code == 2
+        assert "services[0].replicas[1]: with `pd_disaggregation`" in errors
