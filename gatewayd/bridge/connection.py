@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gatewayd.bridge.claims import Claim
     from gatewayd.bridge.handler import PortHandler
-    from gatewayd.proxy.connection import Handler
+    from gatewayd.proxy.handling import Handler
     from gatewayd.proxy.peers import PeerCounts
 
 _POST: Final = b"POST "
@@ -100,7 +100,7 @@ class RouterConnection(ClientConnection):
 
     def _hold_for(self, token: bytes) -> None:
         if not self._port.claim(self, token) and self.transport is not None:
-            self.transport.write(_NOBODY)
+            self.send(_NOBODY)
             self.finish(lingering=self._left > 0)
 
     # --- answers
@@ -109,7 +109,7 @@ class RouterConnection(ClientConnection):
         """Not before the request has come whole: an early answer may end a router's upload."""
         if self.transport is None or self._left:
             return False
-        self.transport.write(_BEGUN % (REPLICA_FIELD, replica.encode()))
+        self.stream()(_BEGUN % (REPLICA_FIELD, replica.encode()))
         return True
 
     def let_go(self, *, begun: bool) -> None:
@@ -118,7 +118,7 @@ class RouterConnection(ClientConnection):
         if self.transport is None or self.closing:
             return
         last = self._left > 0 or self._handler.draining
-        self.transport.write(_ENDED if begun else _DONE_LAST if last else _DONE)
+        self.send(_ENDED if begun else _DONE_LAST if last else _DONE)
         if last:
             self.finish(lingering=self._left > 0)
         else:

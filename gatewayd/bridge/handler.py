@@ -51,6 +51,7 @@ class PortHandler:
         self.limits = LIMITS
         self.draining = False
         self._plane = plane
+        self.outbox = plane.outbox
         self._claims = claims
         self._peers = peers
         self._live = Live(Meter())  # the edge counts; a second count would double it

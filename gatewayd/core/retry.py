@@ -40,6 +40,7 @@ class Sent(Enum):
     NOTHING = 0
     SOME = 1
     ALL = 2
+    UNREAD = 3  # all of it, and the kernel tells that the peer has not read it to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +110,5 @@ def _without_effect(failure: Failure, sent: Sent, *, idempotent: bool, reused: b
     if failure is Failure.CLOSED:
         # An idle connection closes as the request leaves: the peer has most likely not read it.
         # On a new connection it has, and closing was its answer.
-        return sent is Sent.NOTHING or (idempotent and reused)
+        return sent in (Sent.NOTHING, Sent.UNREAD) or (idempotent and reused)
     return False

@@ -12,8 +12,12 @@ from typing import Final
 
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
+from gatewayd.net.outbox import Outbox
 from gatewayd.net.upstream import UpstreamConnection
 
+# Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
+# replica is about to close must not be chosen.
+POOL_IDLE_S: Final = 2.0
 _MAX_IDLE: Final = 512  # connections kept per address
 _BUSY_RETRY_S: Final = 0.005  # first pause when a replica's backlog is full; doubles up to 0.1
 
@@ -29,12 +33,21 @@ class ConnectFailedError(Exception):
 class Pool:
     """Idle connections to one address, last in first out, so that the surplus can grow old."""
 
-    __slots__ = ("_closed", "_idle", "address", "idle_s", "loop")
+    __slots__ = ("_closed", "_idle", "address", "idle_s", "local", "loop", "outbox")
 
-    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop, *, idle_s: float) -> None:
+    def __init__(
+        self,
+        address: Address,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox | None = None,
+        *,
+        idle_s: float,
+    ) -> None:
         self.address = address
         self.idle_s = idle_s  # what has been idle for longer is closed by the owner's sweep
         self.loop = loop
+        self.local = isinstance(address, UnixAddress)
+        self.outbox = outbox or Outbox(loop)
         self._idle: list[UpstreamConnection] = []
         self._closed = False
 

@@ -7,14 +7,26 @@ Does not own: either side of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gatewayd.core.retry import Failure
 
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
-BodyPath = tuple[bytes, Callable[[bytes], None]]
+
+class Receiver(Protocol):
+    """Who an answer is passed on to."""
+
+    def send(self, data: bytes) -> None:
+        """All of it. May wait for the end of this turn of the loop."""
+
+    def stream(self) -> Callable[[bytes], None]:
+        """The rest will come piece by piece, by what this returns."""
+        ...
+
+
+BodyPath = tuple[bytes, Receiver]
 
 
 class Sink(Protocol):
@@ -22,7 +34,7 @@ class Sink(Protocol):
 
     def response_started(self, connection: UpstreamConnection) -> BodyPath:
         """The final head is in `connection.head`; answers with what goes before the body (it
-        leaves in one write with the first of it) and where the body goes."""
+        leaves in one write with the first of it) and who gets both."""
 
     def first_byte(self) -> None: ...
 
@@ -33,3 +45,15 @@ class Sink(Protocol):
     ) -> None: ...
 
     def tunnel_closed(self, connection: UpstreamConnection) -> None: ...
+
+
+class _Nowhere:
+    """Takes what nobody waits for."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def stream(self) -> Callable[[bytes], None]:
+        return self.send
+
+
+NOWHERE: Final = _Nowhere()

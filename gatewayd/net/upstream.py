@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
+from gatewayd.core.chunks import upto_last_chunk
 from gatewayd.core.headers import BadResponse, ResponseHead, read_response
 from gatewayd.core.retry import Failure
 from gatewayd.net.sink import Sink
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
 
 _MAX_HEAD: Final = 64 * 1024
-_JOIN_SIZE: Final = 16 * 1024  # of body that leaves in one write with the head
+JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
+_UNREAD: Final = (ConnectionResetError, BrokenPipeError)
 _LENGTH_FIELD: Final = frozenset((b"content-length",))
 # The parser follows the framing of chunks; of the head it needs no more than that they are some.
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -34,8 +36,9 @@ IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a replica or a router; carries one exchange at a time.
 
-    `received` counts body bytes as they came, `sent` whether any byte of the request was written,
-    `request_done` is set by the sender after the request's last byte.
+    `received` counts body bytes as they came, `request_done` is set by the sender after the
+    request's last byte. `unread`: the peer closed before it had read the request to its end, which
+    only a Unix socket tells (ADR 0008).
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
         "state",
         "status",
         "transport",
+        "unread",
         "writing_paused",
     )
 
@@ -75,6 +79,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.idle_since = 0.0
         self.request_done = False
+        self.unread = False
         self.writing_paused = False
         self.reading_paused = False
         self.received = 0
@@ -106,27 +111,34 @@ class UpstreamConnection(asyncio.Protocol):
     def begin(
         self,
         sink: Sink,
-        data: bytes,
+        head: bytes,
+        body: bytes | None = b"",
         *,
         is_head: bool = False,
         is_last: bool = False,
         wants_upgrade: bool = False,
         strip: frozenset[bytes] = frozenset(),
     ) -> None:
-        """Send the request head (and body so far) and expect one response for `sink`. `is_last`
-        when the head says `Connection: close`."""
+        """Send a request and expect one response for `sink`. `body` is None while it still
+        arrives; then the sender writes it. `is_last` when the head says `Connection: close`."""
         self._sink = sink
         self.state = HEAD
-        self.request_done = False
+        self.request_done = body is not None
         self.received = 0
         self._heard = False
         self._is_head = is_head
         self._is_last = is_last
         self._wants_upgrade = wants_upgrade
         self._strip = strip
-        self.transport.write(data)
+        if body is not None and len(body) <= JOIN_SIZE:
+            self.pool.outbox.put(self.transport.write, head + body)
+        else:
+            self.transport.write(head)
+            if body:
+                self.transport.write(body)
 
     def write(self, data: bytes) -> None:
+        """A piece of a request body that still arrives, or of a tunnel."""
         self.transport.write(data)
 
     async def drained(self) -> None:
@@ -177,6 +189,7 @@ class UpstreamConnection(asyncio.Protocol):
             if self._heard:
                 self._fail(Failure.BROKEN, "closed in the middle of its head")
             else:
+                self.unread = self.pool.local and isinstance(exc, _UNREAD)
                 self._fail(Failure.CLOSED, "closed before it answered")
         elif state in (LENGTH, CHUNKED, UNTIL_EOF):
             self._fail(Failure.RESET_MIDSTREAM, "closed in the middle of its answer")
@@ -226,7 +239,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._sink.first_byte()
         exact = False
         if self._complete:
-            data, exact = _upto_last_chunk(data)
+            data, exact = upto_last_chunk(data)
         self.received += len(data)
         self._write_body(data)
         if self._complete:
@@ -235,18 +248,13 @@ class UpstreamConnection(asyncio.Protocol):
     def _counted(self, data: bytes) -> None:
         if not self.received and self._sink is not None:
             self._sink.first_byte()
-        size = len(data)
-        left = self._remaining - size
-        if left > 0:
-            self._remaining = left
-            self.received += size
-            self._write_body(data)
-            return
+        self._remaining = left = self._remaining - len(data)
         if left < 0:
             data = data[:left]
         self.received += len(data)
         self._write_body(data)
-        self._end(reusable=left == 0 and not self.head.close)
+        if left <= 0:
+            self._end(reusable=left == 0 and not self.head.close)
 
     def _read_head(self, data: bytes) -> None:
         self._heard = True
@@ -310,14 +318,20 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.state = UNTIL_EOF
             head.close = True
-        lead, write = sink.response_started(self)
+        lead, receiver = sink.response_started(self)
         if self._sink is not sink:  # the sink gave the exchange up
             return
-        self._write_body = write
-        if bodyless or (self.state == LENGTH and not head.length):
-            write(lead)
-            self._end(reusable=not rest and not head.close)
-        elif rest and len(rest) <= _JOIN_SIZE:
+        length = 0 if bodyless else head.length
+        if self.state == LENGTH and (not length or length <= len(rest) <= JOIN_SIZE):
+            if length:
+                sink.first_byte()
+                self.received = length
+                lead += rest if len(rest) == length else rest[:length]
+            receiver.send(lead)
+            self._end(reusable=len(rest) == length and not head.close)
+            return
+        self._write_body = write = receiver.stream()
+        if rest and len(rest) <= JOIN_SIZE:
             # Two writes are two packets and two calls, each dearer than copying a few kB.
             self._lead, self._write_rest = lead, write
             self._write_body = self._write_first
@@ -359,6 +373,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self.state != CLOSED:
             self.state = CLOSED
             self._wake()
+            self.pool.outbox.flush()  # what it was sent is to have been sent
             self.transport.abort()
 
     def _wake(self) -> None:
@@ -373,18 +388,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-
-
-def _upto_last_chunk(data: bytes) -> tuple[bytes, bool]:
-    """The last read of a complete chunked body without what lies behind it, and whether it is
-    known that nothing does. The parser accepts nothing but line ends there."""
-    tail = data[-5:]
-    line_ends = len(tail) - len(tail.rstrip(b"\r\n"))
-    if line_ends == 4:
-        return data, True
-    if line_ends > 4 and (rest := data.rstrip(b"\r\n")):
-        return rest + b"\r\n\r\n", False
-    return data, False  # the last chunk's own line ends were split between reads
 
 
 def _nowhere(data: bytes) -> None:

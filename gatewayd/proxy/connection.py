@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -22,10 +23,10 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from gatewayd.core import reply as replies
-from gatewayd.core.model import Limits
 from gatewayd.core.reply import LocalReply
 from gatewayd.net.unsent import unsent
 from gatewayd.proxy.exchange import Exchange
+from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 
@@ -37,25 +38,6 @@ _HEAD_END: Final = b"\r\n\r\n"
 _LINGER_S: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
 _LINGER_SIZE: Final = 64 * 1024 * 1024
-
-
-class Handler(Protocol):
-    """What a plane does with requests. `begin` may end the exchange before it returns."""
-
-    limits: Limits
-    draining: bool
-
-    def begin(self, exchange: Exchange) -> None: ...
-
-    def ended(self, exchange: Exchange) -> None: ...
-
-    def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
-        """Counts a request that could not be read; gives the answer's bytes."""
-
-    def dropped(self, reason: str, exchange: Exchange | None) -> None:
-        """Counts a connection that a bound ended without an answer."""
-
-    def http_date(self) -> bytes: ...
 
 
 class ClientConnection(RequestHandler):
@@ -294,8 +276,21 @@ class ClientConnection(RequestHandler):
                 exchange.running.client_broke(reply)
             return
         if self.transport is not None and not self.closing:
-            self.transport.write(self._handler.malformed(self, reply))
+            self.send(self._handler.malformed(self, reply))
             self.finish(lingering=True)
+
+    # --- answers
+
+    def send(self, data: bytes) -> None:
+        """A whole answer."""
+        if self.transport is not None:
+            self._handler.outbox.put(self.transport.write, data)
+
+    def stream(self) -> Callable[[bytes], None]:
+        """For an answer that comes piece by piece: each leaves at once."""
+        assert self.transport is not None
+        self._handler.outbox.flush()
+        return self.transport.write
 
     # --- closing
 
@@ -309,6 +304,7 @@ class ClientConnection(RequestHandler):
         self._held.clear()
         self._messages.clear()
         self._linger_until = self._loop.time() + _LINGER_S
+        self._handler.outbox.flush()
         if lingering and transport.can_write_eof():
             self._reading_paused = False
             self._resume_reading_for_buffer()
@@ -325,6 +321,7 @@ class ClientConnection(RequestHandler):
         """Cut the connection: the client must not take what it got for the whole. `reset` where
         the end of the connection would be the end of the answer."""
         self.closing = True
+        self._handler.outbox.flush()
         if self.transport is not None:
             if reset and self.peer != UNIX_PEER:
                 sock = self.transport.get_extra_info("socket")

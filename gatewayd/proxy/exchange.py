@@ -91,16 +91,14 @@ class Exchange:
         """Answer `Expect: 100-continue` once somebody is ready to take the body."""
         if self.expects_continue:
             self.expects_continue = False
-            transport = self.connection.transport
-            if transport is not None:
-                transport.write(_CONTINUE)
+            if self.connection.transport is not None:
+                self.connection.stream()(_CONTINUE)
 
     def answer(self, reply: LocalReply) -> None:
         """Send an answer of our own and end the exchange. Nothing may have been sent before."""
         connection = self.connection
-        transport = connection.transport
         self.status = reply.status
-        if transport is None:
+        if connection.transport is None:
             connection.exchange_ended(self)
             return
         served = self.served
@@ -127,6 +125,6 @@ class Exchange:
         )
         if self.method == "HEAD" or reply.status == 204:
             body = b""
-        transport.write(head + body)
+        connection.send(head + body)
         self.bytes_out = len(body)
         connection.exchange_ended(self)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final
 from gatewayd.core import reply as replies
 from gatewayd.core.model import Endpoint
 from gatewayd.core.reply import LocalReply
-from gatewayd.core.retry import Failure, Sent, is_idempotent
+from gatewayd.core.retry import Failure, Sent
 from gatewayd.net.pool import ConnectFailedError, Pool
-from gatewayd.net.sink import BodyPath
+from gatewayd.net.sink import NOWHERE, BodyPath
 from gatewayd.net.upstream import UpstreamConnection
 from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
-from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, sent_last
-from gatewayd.proxy.plane import POOL_IDLE_S
+from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
-
-_JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
 
 
 class Forward:
@@ -74,12 +71,8 @@ class Forward:
         plane = self._plane
         plane.loads.add(endpoint.index)
         pool = plane.pool(endpoint)
-        # A pooled connection may be closing at this moment. What may be repeated takes the risk;
-        # the rest only where the peer is known to keep idle connections for long.
-        fresh_enough = POOL_IDLE_S if is_idempotent(exchange.method) else endpoint.reuse_s
-        connection = None
-        if fresh_enough and not self._course.fresh:
-            connection = pool.take(plane.loop.time() - max(fresh_enough, endpoint.reuse_s))
+        trusted_s = 0.0 if self._course.fresh else trust_s(exchange, endpoint)
+        connection = pool.take(plane.loop.time() - trusted_s) if trusted_s else None
         if connection is None:
             self._connecting = plane.spawn(self._connect(pool))
         else:
@@ -110,22 +103,18 @@ class Forward:
         except BodyTooLargeError:
             self._answer(replies.BODY_TOO_LARGE)
             return
-        head = request_head(exchange, served, endpoint)
         connection.begin(
             self,
-            head + body if body and len(body) <= _JOIN_SIZE else head,
+            request_head(exchange, served, endpoint),
+            body,
             is_head=exchange.method == "HEAD",
-            is_last=sent_last(exchange, endpoint),
+            is_last=not trust_s(exchange, endpoint),
             wants_upgrade=bool(exchange.upgrade),
             strip=served.strip_router_response if self._course.to_router else served.strip_response,
         )
         if body is None:
             # A router's refusal can still be repaired by sending the body past it.
             self._body.send(connection, keep=self._course.to_router)
-        else:
-            if len(body) > _JOIN_SIZE:
-                connection.write(body)
-            connection.request_done = True
 
     def _refuse_upload(self, reply: LocalReply) -> None:
         """The body is too large or does not arrive: the exchange ends here."""
@@ -155,8 +144,7 @@ class Forward:
             self._drop_attempt(connection, Failure.BROKEN)
             return _NOWHERE
         client = exchange.connection
-        transport = client.transport
-        if transport is None:
+        if client.transport is None:
             connection.abort()
             return _NOWHERE
         if head.chunked and not exchange.http11:
@@ -172,7 +160,7 @@ class Forward:
             return _NOWHERE
         if not exchange.payload.is_eof() or client.closing or client.draining:
             exchange.close = True
-        return response_head(exchange, served, connection, self._plane.date()), transport.write
+        return response_head(exchange, served, connection, self._plane.date()), client
 
     def first_byte(self) -> None:
         self._exchange.first_byte_at = time.monotonic()
@@ -191,7 +179,9 @@ class Forward:
             self._served.meter.upstream_error(self._endpoint.replica, failure.kind)
             self._cut("upstream")
             return
-        sent = Sent.ALL if connection.request_done else Sent.SOME
+        sent = Sent.SOME
+        if connection.request_done:
+            sent = Sent.UNREAD if connection.unread else Sent.ALL
         self._attempt_failed(failure, sent, reused=connection.reused)
 
     def _drop_attempt(self, connection: UpstreamConnection, failure: Failure) -> None:
@@ -336,8 +326,4 @@ class Forward:
         self._finish()
 
 
-def _nowhere(data: bytes) -> None:
-    """Bytes of an answer that is no longer passed on."""
-
-
-_NOWHERE: Final[BodyPath] = (b"", _nowhere)
+_NOWHERE: Final[BodyPath] = (b"", NOWHERE)

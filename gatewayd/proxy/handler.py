@@ -47,6 +47,7 @@ class Edge:
         self, plane: Plane, limits: Limits, buckets: BucketStore, access_log: AccessLog
     ) -> None:
         self.plane = plane
+        self.outbox = plane.outbox
         self.limits = limits
         self.buckets = buckets
         self.access_log = access_log

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core.headers import drop_prefixed
+from gatewayd.core.model import Endpoint, UnixAddress
 from gatewayd.core.retry import is_idempotent
+from gatewayd.net.pool import POOL_IDLE_S
+from gatewayd.net.upstream import JOIN_SIZE, UpstreamConnection
 from gatewayd.proxy.served import response_headers
 
 if TYPE_CHECKING:
-    from gatewayd.core.model import Endpoint
-    from gatewayd.net.upstream import UpstreamConnection
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.served import Served
 
@@ -60,16 +61,31 @@ def request_head(
         parts.append(b"Content-Length: 0\r\n")
     if exchange.upgrade:
         parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade)
-    elif sent_last(exchange, endpoint):
+    elif not trust_s(exchange, endpoint):
         parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
 
 
-def sent_last(exchange: Exchange, endpoint: Endpoint) -> bool:
-    """Whether the endpoint is told that nothing follows on its connection: it had to be a fresh
-    one, and a replica that closes at once holds fewer descriptors than one that waits."""
-    return not exchange.http11 or not (endpoint.reuse_s or is_idempotent(exchange.method))
+def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
+    """How long a pooled connection may have been idle to carry this request; 0.0: it gets a fresh
+    one, and the endpoint is told that nothing follows on it.
+
+    An idle connection may be closing at this moment. What may be repeated takes that risk; so does
+    what is written at once to a Unix socket, because the kernel tells when it has not been read;
+    the rest only where the peer is known to keep idle connections for long.
+    """
+    if not exchange.http11:
+        return 0.0
+    if endpoint.reuse_s:
+        return endpoint.reuse_s
+    if is_idempotent(exchange.method) or (
+        isinstance(endpoint.address, UnixAddress)
+        and exchange.body_arrived
+        and exchange.length <= JOIN_SIZE
+    ):
+        return POOL_IDLE_S
+    return 0.0
 
 
 def _routing_key(exchange: Exchange, served: Served) -> bytes:

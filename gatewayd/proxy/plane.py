@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.loads import LoadTable
-from gatewayd.net.pool import Pool
+from gatewayd.net.outbox import Outbox
+from gatewayd.net.pool import POOL_IDLE_S, Pool
 from gatewayd.proxy.question import Asker
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gatewayd.proxy")
 
-# Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
-# replica is about to close must not be chosen.
-POOL_IDLE_S: Final = 2.0
 _SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
 _SLOW_EVERY: Final = 10  # connections and pools, in sweeps
 
@@ -40,6 +38,7 @@ class Plane:
     ) -> None:
         self.loop = loop
         self.loads = loads
+        self.outbox = Outbox(loop)
         self.asker = asker or Asker(loop, 0)
         self._changed = asyncio.Event()
         self.active: set[Forward] = set()
@@ -58,7 +57,9 @@ class Plane:
         pool = self._pools.get(endpoint.address)
         if pool is None:
             idle_s = max(POOL_IDLE_S, endpoint.reuse_s)
-            pool = self._pools[endpoint.address] = Pool(endpoint.address, self.loop, idle_s=idle_s)
+            pool = self._pools[endpoint.address] = Pool(
+                endpoint.address, self.loop, self.outbox, idle_s=idle_s
+            )
         return pool
 
     def keep_pools(self, addresses: set[Address]) -> None:

@@ -19,12 +19,12 @@ from gatewayd.core.retry import Failure
 from gatewayd.core.steering import HELLO, finish, read_claim, token
 from gatewayd.net.link import Link
 from gatewayd.net.pool import ConnectFailedError, Pool
+from gatewayd.net.sink import NOWHERE, BodyPath
 from gatewayd.proxy.hop import REPLICA_FIELD, request_head
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
-    from gatewayd.net.sink import BodyPath
     from gatewayd.net.upstream import UpstreamConnection
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
@@ -210,11 +210,9 @@ class Question:
             self._fail(Outcome.BODY_LIMIT)
             return
         head = request_head(self._exchange, self._served, self._router, self._token)
-        connection.begin(self, head if body is None else head + body)
+        connection.begin(self, head, body)
         if body is None:
             self._task = self._plane.spawn(self._send_body(connection))
-        else:
-            connection.request_done = True
 
     async def _send_body(self, connection: UpstreamConnection) -> None:
         """The router needs the whole request to decide. What is passed on to it is kept for the
@@ -312,7 +310,7 @@ class Question:
         if self.asking and connection.head.field(REPLICA_FIELD.lower()) is None:
             # Whoever has the whole request is heard to the end, and the connection used again.
             self._fail(Outcome.REFUSED, hang_up=not connection.request_done)
-        return b"", _nowhere
+        return b"", NOWHERE
 
     def first_byte(self) -> None:
         """Of an answer that goes nowhere."""
@@ -334,7 +332,3 @@ class Question:
 
 def _nobody(answer: object) -> None:
     """Who asked does not listen any more."""
-
-
-def _nowhere(data: bytes) -> None:
-    """The router's copy of an answer that goes straight to the client."""

@@ -9,7 +9,8 @@ import asyncio
 
 from aiohttp import web
 
-from gatewayd.proxy.connection import ClientConnection, Handler
+from gatewayd.proxy.connection import ClientConnection
+from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.peers import PeerCounts
 
 

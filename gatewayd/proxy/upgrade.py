@@ -18,12 +18,11 @@ def start_tunnel(exchange: Exchange, connection: UpstreamConnection) -> None:
     """Pass on the 101, then what came with it, then everything. Idle time is bounded by the
     sweep of the forward, which goes on; closing either side closes the other."""
     client = exchange.connection
-    transport = client.transport
-    assert transport is not None
     exchange.close = True
-    transport.write(switching_head(exchange, connection))
-    early = connection.tunnel(transport.write, client.resume_tunnel)
+    write = client.stream()
+    write(switching_head(exchange, connection))
+    early = connection.tunnel(write, client.resume_tunnel)
     if early:
         connection.received += len(early)
-        transport.write(early)
+        write(early)
     client.start_tunnel(connection)

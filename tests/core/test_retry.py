@@ -35,6 +35,9 @@ TIMEOUT = Fail(504, "upstream_timeout")
         ("POST", Failure.CLOSED, Sent.ALL, True, ERROR),
         ("POST", Failure.CLOSED, Sent.SOME, True, ERROR),
         ("PATCH", Failure.CLOSED, Sent.ALL, True, ERROR),
+        ("POST", Failure.CLOSED, Sent.UNREAD, True, ELSEWHERE_FRESH),
+        ("POST", Failure.CLOSED, Sent.UNREAD, False, ELSEWHERE_FRESH),
+        ("POST", Failure.BROKEN, Sent.UNREAD, True, ERROR),
         ("POST", Failure.CLOSED, Sent.ALL, False, ERROR),
         ("GET", Failure.BROKEN, Sent.ALL, True, ERROR),
         ("POST", Failure.BROKEN, Sent.ALL, False, ERROR),
@@ -118,7 +121,7 @@ def test_without_replicas_the_client_is_told_so(failure: Failure, sent: Sent) ->
     st.booleans(),
     st.integers(0, 10),
 )
-def test_a_post_that_was_sent_is_never_repeated(
+def test_a_post_that_may_have_been_read_is_never_repeated(
     attempt: int, failure: Failure, sent: Sent, reused: bool, endpoints: int
 ) -> None:
     outcome = decide(

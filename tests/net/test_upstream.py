@@ -26,6 +26,9 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    def call_soon(self, call: Callable[[], None]) -> None:
+        call()
+
     def create_future(self) -> asyncio.Future[None]:
         raise NotImplementedError
 
@@ -65,10 +68,13 @@ class Sink:
         self.told.append(("started", connection.status))
         if self.refuse:
             connection.abort()
-            return b"", self._write
-        return b"<head>", self._write
+            return b"", self
+        return b"<head>", self
 
-    def _write(self, data: bytes) -> None:
+    def stream(self) -> Callable[[bytes], None]:
+        return self.send
+
+    def send(self, data: bytes) -> None:
         self.out += data
         self.writes += 1
 

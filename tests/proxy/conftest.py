@@ -26,7 +26,7 @@ def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatewayd.proxy.plane._SWEEP_S", 0.01)
     monkeypatch.setattr("gatewayd.proxy.plane._SLOW_EVERY", 1)
     monkeypatch.setattr("gatewayd.proxy.plane.POOL_IDLE_S", 60.0)
-    monkeypatch.setattr("gatewayd.proxy.forward.POOL_IDLE_S", 60.0)
+    monkeypatch.setattr("gatewayd.proxy.hop.POOL_IDLE_S", 60.0)
     monkeypatch.setattr("gatewayd.proxy.accesslog._FLUSH_S", 0.005)
 
 

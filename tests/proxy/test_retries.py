@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import socket
+import termios
+from array import array
 from collections.abc import Coroutine
 
 import pytest
@@ -163,18 +167,108 @@ async def test_a_fresh_connection_that_closes_is_not_repeated(gateway: Gateway) 
     assert len(first.wires) + len(second.wires) == 1
 
 
-async def test_a_post_takes_no_pooled_connection(gateway: Gateway) -> None:
+async def test_a_post_is_sent_on_a_pooled_connection(gateway: Gateway) -> None:
     replica = await gateway.serve()
-    stale = await warm(gateway, replica)
+    kept = await warm(gateway, replica)
     client = await gateway.client()
     for _ in range(3):
         await client.send(post(BODY))
-        wire, request = await replica.request()
+        request = await kept.message()
         assert request.body == BODY
-        assert request.closes
-        await wire.send(reply())
+        assert not request.closes
+        await kept.send(reply())
         assert (await client.message()).status == 200
+    assert len(replica.wires) == 1
+
+
+async def test_a_post_that_is_still_arriving_takes_no_pooled_connection(gateway: Gateway) -> None:
+    """It could not be sent once more."""
+    replica = await gateway.serve()
+    stale = await warm(gateway, replica)
+    client = await gateway.client()
+    whole = post(BODY)
+    await client.send(whole[:-5])
+    wire = await replica.accept()
+    await client.send(whole[-5:])
+    assert (await wire.message()).body == BODY
+    await wire.send(reply())
+    assert (await client.message()).status == 200
     await stale.nothing()
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that the kernel holds for this end."""
+    waiting = array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, waiting)
+    return waiting[0]
+
+
+async def read_and_close(sock: socket.socket, size: int) -> None:
+    """As a server that closes a connection, idle to its mind, under a request; -1: it has read
+    all but a byte."""
+    await until(lambda: unread(sock), "the request is there")
+    size = size if size >= 0 else unread(sock) - 1
+    assert len(sock.recv(size)) == size
+
+
+TAKEN = pytest.mark.parametrize("size", [0, 10, -1], ids=["nothing", "a part", "all but a byte"])
+
+
+@TAKEN
+async def test_a_post_that_a_pooled_connection_did_not_read_to_its_end_is_sent_once_more(
+    gateway: Gateway, size: int
+) -> None:
+    replica = await gateway.serve()
+    stale = await warm(gateway, replica)
+    stale.writer.transport.pause_reading()
+    client = await gateway.client()
+    await client.send(post(BODY))
+    with socket.socket(fileno=os.dup(stale.writer.get_extra_info("socket").fileno())) as sock:
+        await read_and_close(sock, size)
+    stale.close()
+    wire, request = await replica.request()
+    assert request.body == BODY
+    await wire.send(reply(b"once"))
+    assert (await client.message()).body == b"once"
+    assert gateway.totals().retries == 1
+
+
+@TAKEN
+async def test_a_post_that_a_fresh_connection_did_not_read_to_its_end_is_sent_once_more(
+    gateway: Gateway, size: int
+) -> None:
+    replica = await gateway.serve()
+    replica.stop_listening()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(replica.path))
+        listening.listen()
+        listening.setblocking(False)
+        client = await gateway.client()
+        await client.send(post(BODY))
+        sock, _ = await gateway.loop.sock_accept(listening)
+    replica.path.unlink()
+    await replica.start()
+    with sock:
+        await read_and_close(sock, size)
+    wire, request = await replica.request()
+    assert request.body == BODY
+    await wire.send(reply(b"once"))
+    assert (await client.message()).body == b"once"
+    assert gateway.totals().retries == 1
+
+
+async def test_a_post_that_a_pooled_connection_had_read_is_not_sent_again(
+    gateway: Gateway,
+) -> None:
+    replica = await gateway.serve()
+    stale = await warm(gateway, replica)
+    client = await gateway.client()
+    await client.send(post(BODY))
+    await stale.message()
+    stale.close()
+    assert (await client.message()).status == 502
+    assert len(replica.wires) == 1
+    assert gateway.totals().retries == 0
 
 
 async def test_a_post_trusts_the_pool_of_a_peer_that_is_known_to_keep_it(gateway: Gateway) -> None:
@@ -253,7 +347,7 @@ async def test_idle_connections_do_not_grow_old(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gatewayd.proxy.plane.POOL_IDLE_S", 0.1)
-    monkeypatch.setattr("gatewayd.proxy.forward.POOL_IDLE_S", 0.1)
+    monkeypatch.setattr("gatewayd.proxy.hop.POOL_IDLE_S", 0.1)
     replica = await gateway.serve()
     wire = await warm(gateway, replica)
     assert await wire.rest() == b""

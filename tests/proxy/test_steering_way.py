@@ -379,7 +379,7 @@ async def test_an_answer_that_the_bridge_begins_is_no_refusal(steered: Steered) 
     # The connection is as good as before.
     await wire.send(post(BODY, PATH))
     again = await steered.chosen(replica, asked.wire)
-    upstream, _ = await replica.request()
+    await upstream.message()
     await upstream.send(reply())
     await wire.message()
     await steered.finished(again)
