@@ -88,12 +88,9 @@ async def test_a_batch_has_a_place_for_each_prompt(bridge: Bridge) -> None:
 async def test_what_names_no_place_passes_as_it_is(bridge: Bridge) -> None:
     _, decode = await apart(bridge)
     client = await bridge.client(decode)
+    bridge.replicas["d"].answers = lambda request: reply(request.body)
     for sent in (b'{"a": {"bootstrap_host": "127.0.0.1"}}', b"[1]", b"not JSON"):
-        await client.send(post(sent, "/v1/x", host=HOST))
-        wire, request = await bridge.replicas["d"].request()
-        assert request.body == sent
-        await wire.send(reply())
-        assert (await client.message()).status == 200
+        assert (await client.ask(post(sent, "/v1/x", host=HOST))).body == sent
 
 
 @pytest.mark.parametrize("late", [False, True])
