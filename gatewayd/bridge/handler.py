@@ -81,6 +81,8 @@ class PortHandler:
         self._served = Served(target, self._live)
         self._served.from_bridge = True
         self._served.refuse_redirects = True
+        # Of a decode's error to a stream, a router makes another text and keeps the size it had.
+        self._served.unsized_errors = port.peer_fields is not None
         field = port.token_header or b"-"
         self._token_field = field.decode()
         self._token = re.compile(rb"\r\n(?i:%b):[ \t]*([!-~]+)[ \t]*\r\n" % re.escape(field))
@@ -113,7 +115,7 @@ class PortHandler:
             return
         fields = self.port.peer_fields
         if fields is not None and exchange.length:
-            refusal = make_true(exchange, self._peers, fields)
+            refusal = make_true(exchange, self._peers, self.port, fields)
             if refusal is not None:
                 exchange.answer(refusal)
                 return
@@ -132,6 +134,8 @@ class PortHandler:
 
     def ended(self, exchange: Exchange) -> None:
         """The edge keeps the record of an exchange."""
+        if self.port.peer_fields is not None:
+            self._peers.halves.ended(exchange)
 
     def malformed(self, connection: ClientConnection, reply: LocalReply) -> bytes:
         # A router probes each new target with an HTTP/2 preface; closing is the answer.

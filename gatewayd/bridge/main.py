@@ -44,7 +44,7 @@ class BridgeRole:
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
         self._claims = Claims(plane.loop)
-        self._peers = Peers()
+        self._peers = Peers(plane.loop)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         snapshot = message.snapshot

@@ -15,7 +15,9 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from gatewayd.bridge.halves import OTHER_FAILED, Halves, OtherHalfFailedError
 from gatewayd.core.json_fields import FieldChanger, HeldTooLongError
+from gatewayd.core.model import PeerFields
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import BridgePort
 
@@ -35,8 +37,9 @@ class UnknownPeerError(LookupError):
 class Peers:
     """The prefills behind the ports of today; one table for the whole bridge."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._meet: dict[int, tuple[str, int]] = {}
+        self.halves = Halves(loop)
 
     def __repr__(self) -> str:
         return f"<Peers {self._meet}>"
@@ -50,22 +53,24 @@ class Peers:
             and port.peer_host is not None
         }
 
-    def changer(self, fields: tuple[str, str]) -> FieldChanger:
-        """For one body. UnknownPeerError comes out of it."""
-        host_field, port_field = fields
+    def changer(self, exchange: Exchange, at: BridgePort, fields: PeerFields) -> FieldChanger:
+        """For one body that arrives `at` a port. UnknownPeerError and OtherHalfFailedError come
+        out of it."""
 
         def change(found: Mapping[str, Any]) -> Mapping[str, Any]:
-            ports = found.get(port_field)
-            if isinstance(ports, list):  # one for each prompt of a batch
-                met = [self._of(port) for port in ports]
-                return {
-                    host_field: [host for host, _ in met],
-                    port_field: [port for _, port in met],
-                }
-            host, port = self._of(ports)
-            return {host_field: host, port_field: port}
+            ports, rooms = found.get(fields.port), found.get(fields.room)
+            batch = isinstance(ports, list)  # one for each prompt
+            named = ports if isinstance(ports, list) else [ports]
+            met = [self._of(port) for port in named]
+            told = rooms if isinstance(rooms, list) else [rooms]
+            rooms = tuple(room for room in told if isinstance(room, int))
+            self.halves.begin(exchange, rooms, prefills=named == [at.port] * len(named))
+            hosts, real = [host for host, _ in met], [port for _, port in met]
+            if not batch:
+                return {fields.host: hosts[0], fields.port: real[0]}
+            return {fields.host: hosts, fields.port: real}
 
-        return FieldChanger(fields, change)
+        return FieldChanger((fields.host, fields.port, fields.room), change)
 
     def _of(self, port: object) -> tuple[str, int]:
         meet = self._meet.get(port) if isinstance(port, int) else None
@@ -74,14 +79,16 @@ class Peers:
         return meet
 
 
-def make_true(exchange: Exchange, peers: Peers, fields: tuple[str, str]) -> LocalReply | None:
+def make_true(
+    exchange: Exchange, peers: Peers, at: BridgePort, fields: PeerFields
+) -> LocalReply | None:
     """Take the place of the request's body; a reply when it has arrived and cannot be sent."""
-    changer = peers.changer(fields)
+    changer = peers.changer(exchange, at, fields)
     payload = exchange.payload
     if payload.is_eof():
         try:
             body = changer.feed(payload.read_nowait()) + changer.end()
-        except (UnknownPeerError, HeldTooLongError) as error:
+        except _REFUSED as error:
             return _refusal(error)
         exchange.payload = _WholeBody(body)  # type: ignore[assignment]
         exchange.length = len(body)
@@ -92,8 +99,16 @@ def make_true(exchange: Exchange, peers: Peers, fields: tuple[str, str]) -> Loca
     return None
 
 
-def _refusal(error: UnknownPeerError | HeldTooLongError) -> LocalReply:
-    return _NO_PEER if isinstance(error, UnknownPeerError) else _TOO_LONG
+_REFUSED: Final = (UnknownPeerError, OtherHalfFailedError, HeldTooLongError)
+
+
+def _refusal(error: Exception) -> LocalReply:
+    match error:
+        case UnknownPeerError():
+            return _NO_PEER
+        case OtherHalfFailedError():
+            return OTHER_FAILED
+    return _TOO_LONG
 
 
 class _WholeBody:
@@ -137,7 +152,7 @@ class _PassingBody:
                 passed = self._changer.feed(data) if data else self._end()
                 if passed:
                     return passed
-        except (UnknownPeerError, HeldTooLongError) as error:
+        except _REFUSED as error:
             await self._refuse(_refusal(error))
         return b""
 

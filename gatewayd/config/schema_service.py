@@ -98,6 +98,7 @@ class RouterTable(Table):
     routing_key_header: HeaderName | None = None
     """The client's field that the router's sticky policies go by."""
     pd_disaggregation: Bool = False
+    """Prompts and answers are made by different replicas, which tell themselves what they do."""
     args: Annotated[
         dict[
             Annotated[str, Leaf(_arg_name, {"type": "string"})],

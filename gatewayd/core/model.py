@@ -263,6 +263,17 @@ class Endpoint:
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class PeerFields:
+    """Of the bodies for a prefill and its decode: where they meet, by the host of the prefill's
+    URL and its bootstrap port, and what names the meeting; lists of them in a batch."""
+
+    host: str
+    port: str
+    room: str
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class RouterTraits:
     """How the hop to a router differs from one to a replica; the plug-in says, neutral code obeys.
 
@@ -281,8 +292,7 @@ class RouterTraits:
     steer_paths: frozenset[str] = frozenset()  # POSTs that it can decide on without carrying them
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
     denied_paths: tuple[str, ...] = ()  # its own administration: never, whatever is allowed
-    # Of a body: where a decode meets its prefill, by the prefill's URL and bootstrap port.
-    peer_fields: tuple[str, str] | None = None
+    peer_fields: PeerFields | None = None  # where a request goes to two replicas
 
 
 @by_fields

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gatewayd.core.frames import by_fields
-from gatewayd.core.model import Auth, Endpoint, ReplicaRole, Service, Upstream
+from gatewayd.core.model import Auth, Endpoint, PeerFields, ReplicaRole, Service, Upstream
 from gatewayd.core.ratelimit import Rule, compile_limits
 
 
@@ -55,7 +55,7 @@ class BridgePort:
     first_byte_timeout: float | None
     connect_timeout: float | None
     token_header: bytes = b""
-    peer_fields: tuple[str, str] | None = None
+    peer_fields: PeerFields | None = None
     peer_host: str | None = None
     role: ReplicaRole | None = None  # None where there are none, and while it is not known
 

@@ -230,7 +230,8 @@ class Forward:
         if self._connection is not None:
             exchange.bytes_out = self._connection.received
             head = self._connection.head
-            reset = not head.chunked and head.length < 0
+            sized = head.length >= 0 and not self._served.unsized_errors
+            reset = not head.chunked and not sized
         exchange.closed_by = closed_by
         exchange.close = True
         self._leave()

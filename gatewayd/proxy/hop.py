@@ -111,6 +111,9 @@ def response_head(
     body is the end of the connection."""
     head = connection.head
     parts = [connection.head.status_line, *head.lines]
+    if served.unsized_errors and connection.status >= 400 and head.length >= 0:
+        parts = [part for part in parts if part[:15].lower() != b"content-length:"]
+        exchange.close = True
     if head.chunked:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     elif head.length < 0 and connection.status not in (204, 304) and exchange.method != "HEAD":

@@ -43,7 +43,7 @@ def hear(connection: UpstreamConnection, traits: RouterTraits) -> Word:
     replica = (connection.head.field(REPLICA_FIELD.lower()) or b"").decode("latin-1")
     unsent = error is not None and error in traits.unsent_errors
     if failure is not None and connection.status >= 500:
-        return Word(replica, HopFailure(failure.decode("latin-1"), failure in _UNSENT))
+        return Word(replica, HopFailure(failure.decode("latin-1") or "router", failure in _UNSENT))
     if unsent or (error is not None and connection.status >= 500):
         # A router's own words for what failed are not a bounded set; the metrics' kinds are.
         return Word(replica, HopFailure("router", unsent))

@@ -76,6 +76,7 @@ class Served:
         "timeouts",
         "traits",
         "unready",
+        "unsized_errors",
         "upstream",
     )
 
@@ -124,6 +125,7 @@ class Served:
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
         live.served = self
+        self.unsized_errors = False  # they end with their connection: their size is not believed
         self.from_bridge = False  # answers tell the edge which replica, and how it failed
 
     def steers(self, exchange: Exchange) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from gatewayd.core.model import RouterSpec, RouterTraits
+from gatewayd.core.model import PeerFields, RouterSpec, RouterTraits
 
 TOKEN_HEADER: Final = b"x-request-id-gw"  # they pass on any X-Request-Id-*
 ERROR_HEADER: Final = b"x-smg-error-code"
 
 # In both copies of a request: where the decode asks the prefill for its results.
-PEER_FIELDS: Final = ("bootstrap_host", "bootstrap_port")
+PEER_FIELDS: Final = PeerFields("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 # Requests that they only hand on. Not /v1/responses and /v1/conversations, whose state they keep.
 STEER_PATHS: Final = frozenset(

@@ -10,13 +10,13 @@ import pytest
 from conversation import chunked, get, post, reply, until
 
 from gatewayd.core.json_fields import HOLD_MAX
-from gatewayd.core.model import ReplicaRole
+from gatewayd.core.model import PeerFields, ReplicaRole
 
 if TYPE_CHECKING:
     from conftest import Bridge
 
 HOST = "127.0.0.1:10001"
-FIELDS = ("bootstrap_host", "bootstrap_port")
+FIELDS = PeerFields("bootstrap_host", "bootstrap_port", "bootstrap_room")
 PREFILL = ReplicaRole("prefill", 8998)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from whole_gateway import Gateway, eventually, gatewayd
 from whole_pd import Chat, Engine, Engines, pd_service
 
@@ -57,7 +58,8 @@ async def test_both_get_the_same_and_are_told_where_to_meet(home: Path, router_t
         status, _ = await chat.post(messages=[{"role": "user", "content": content}])
         assert status == 200
         assert d0.of("/v1/chat/completions")[-1].json["messages"][0]["content"] == content
-        for path in ("/v1/embeddings", "/v1/classify"):
+        own = ("/v1/responses",) if router_type == "sglang" else ()
+        for path in ("/v1/embeddings", "/v1/classify", *own):
             status, text = await chat.post(path, input="a")
             assert status == 501
             assert "not implemented" in text
@@ -149,6 +151,13 @@ async def test_a_role_that_changes_with_a_restart_is_seen(home: Path) -> None:
         pid = (await chat.gateway.service("chat"))["router"]["pid"]
         await d1.stop()
         d1.role = "prefill"
+
+        async def missed() -> bool:
+            await chat.post()
+            return (await chat.gateway.replica_states("chat"))["d1"] == "unreachable"
+
+        await chat.until(missed)
+        assert (await chat.roles())["d1"] == "unknown"
         await d1.start()
         await chat.until_roles(p0="prefill", d0="decode", d1="prefill")
 
@@ -193,6 +202,77 @@ async def test_a_decode_that_dies_cuts_its_stream_and_is_replaced(home: Path) ->
             assert (status, answer["id"]) == (200, other.name)
 
 
+async def test_a_replicas_refusal_reaches_its_client(home: Path) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    async with chatting(home, p0, d0) as chat:
+        await chat.until_works()
+        why = "the context is too long, by " + "9" * 100
+        for engine in (p0, d0):
+            refusal = web.json_response({"error": {"message": why}}, status=400)
+            engine.answers = {"/v1/chat/completions": refusal}
+            for stream in (False, True):
+                status, answer = await chat.post(stream=stream)
+                assert status == 400
+                assert why in str(answer)
+            engine.answers = {}
+        assert await chat.works()
+
+
+@pytest.mark.parametrize(("fails", "waits"), [("p0", "d0"), ("d0", "p0")])
+async def test_half_a_request_is_not_left_waiting(home: Path, fails: str, waits: str) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    async with chatting(home, p0, d0) as chat:
+        chat.gateway.allow("502 POST")
+        await chat.until_works()
+        engines.all[fails].manner = "breaks"
+        engines.all[waits].manner = "mute"
+        for stream in (False, True):
+            async with asyncio.timeout(5):
+                status, answer = await chat.post(stream=stream)
+            assert (status, answer["error"]["code"]) == (502, "upstream_error")
+        waiting = engines.all[waits]
+        await eventually(lambda: waiting.requests[-1].outcome != "running", 3)
+        assert waiting.requests[-1].outcome == "client gone"
+
+        async def idle() -> bool:
+            return set((await chat.gateway.in_flight("chat")).values()) == {0}
+
+        await chat.until(idle)
+
+
+async def test_nobody_notices_replicas_that_come_and_go(home: Path) -> None:
+    engines = Engines()
+    p0, p1, d0, d1 = (engines.add(name, gap_s=0.01) for name in ("p0", "p1", "d0", "d1"))
+    async with chatting(home, p0, p1, d0, d1, policy="round_robin") as chat:
+        await chat.until_works()
+        over = asyncio.Event()
+
+        async def client(number: int) -> int:
+            count = 0
+            while not over.is_set():
+                async with chat.ask(stream=bool(number % 2)) as response:
+                    text = await response.text()
+                    assert response.status == 200, text
+                    assert "token 3" in text
+                count += 1
+            return count
+
+        clients = [asyncio.create_task(client(number)) for number in range(16)]
+        for _ in range(2):
+            for engine in (p0, d0):
+                drained = await chat.gateway.drain("chat", engine.name, 10)
+                assert drained["drained"]
+                await chat.gateway.change("chat/replicas/register", engine.entry)
+                await chat.until_roles(p0="prefill", p1="prefill", d0="decode", d1="decode")
+                await chat.gateway.router_pid("chat")
+        over.set()
+        assert min(await asyncio.gather(*clients)) > 4
+        assert p0.rooms
+        assert set((await chat.gateway.in_flight("chat")).values()) == {0}
+
+
 async def test_drain_waits_for_both_halves(home: Path) -> None:
     engines = Engines()
     p0, d0, d1 = (engines.add(name) for name in ("p0", "d0", "d1"))
@@ -217,10 +297,7 @@ async def test_drain_waits_for_both_halves(home: Path) -> None:
             text = await response.text()
             assert "token 2" in text
             assert "[DONE]" in text
-        assert (
-            await drain == {"drained": True, "running": 0, "status": "ok"}
-            or drain.result()["drained"]
-        )
+        assert await drain == {"status": "ok", "drained": True, "running": 0}
         assert await chat.works()
 
 
@@ -292,3 +369,21 @@ async def test_a_replica_that_others_cannot_reach_is_refused(home: Path) -> None
         code, _, errors = await gatewayd("check", "-c", str(chat.gateway.file))
         assert code == 2
         assert "services[0].replicas[1]: with `pd_disaggregation`" in errors
+
+
+async def test_a_service_that_a_control_plane_registers(home: Path) -> None:
+    engines = Engines()
+    async with AsyncExitStack() as stack:
+        p0, d0 = [await stack.enter_async_context(engines.add(name)) for name in ("p0", "d0")]
+        gateway = await stack.enter_async_context(Gateway(home))
+        chat = Chat(gateway, await stack.enter_async_context(aiohttp.ClientSession()))
+        router = {"type": "sglang", "policy": "power_of_two", "pd_disaggregation": True}
+        body = {"run_name": "chat", "domain": "chat.test", "https": False, "auth": False}
+        await gateway.change("register", {**body, "router": router})
+        for engine in (p0, d0):
+            replica = {"job_id": f"job-{engine.name}", "ssh_host": "u@nowhere", "ssh_port": 10022}
+            where = {"internal_ip": engine.host, "app_port": engine.port, "ssh_proxy": None}
+            await gateway.change("chat/replicas/register", replica | where)
+        await chat.until_works()
+        assert await chat.roles() == {"job-p0": "prefill", "job-d0": "decode"}
+        assert not engines.faults

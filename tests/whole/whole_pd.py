@@ -79,7 +79,7 @@ class Engine(Replica):
                 | {"disaggregation_mode": self.role if self.role != "regular" else "null"}
                 | {"disaggregation_bootstrap_port": self.bootstrap_port}
             )
-        if request.method == "POST":
+        if request.method == "POST" and not self.manner:
             await self._meet(recorded)
             if request.path == "/v1/completions":
                 return web.json_response({"id": self.name, "object": "text_completion"})
