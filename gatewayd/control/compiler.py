@@ -59,6 +59,7 @@ class Compiler:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._began = int(time.time())  # when the models of the file were made, as far as we know
         self._state = state
         self._indexes = indexes
         self._ports = ports
@@ -81,6 +82,8 @@ class Compiler:
             auth=self._state.auth,
             trusted_proxies=self._state.trusted_proxies,
             project=self._state.project,
+            entrypoints=self._state.all_entrypoints(),
+            models=self._state.all_models(self._began),
         )
 
     def _upstream(self, service: Service) -> Upstream:

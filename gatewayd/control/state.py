@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.model import Auth, Replica, ReplicaRole, Service
 
 
@@ -18,6 +19,10 @@ class State:
     trusted_proxies: tuple[str, ...] = ()
     project: str = "main"  # the file's own; its services are called by their bare names
     services: dict[str, Service] = field(default_factory=dict)  # by Service.key
+    entrypoint: Entrypoint | None = None  # the file's own
+    entrypoints: dict[str, Entrypoint] = field(default_factory=dict)  # registered, by project
+    # registered, by (project, name); those of services without an entry here follow from them
+    models: dict[tuple[str, str], ModelEntry] = field(default_factory=dict)
     # (Service.key, replica id) of those whose address refuses connections: seen, not configured
     unreachable: set[tuple[str, str]] = field(default_factory=set)
     # the same of those whose service has roles, once they have told theirs: seen, not configured
@@ -31,6 +36,24 @@ class State:
     def replica(self, service_key: str, replica_id: str) -> Replica | None:
         service = self.services.get(service_key)
         return None if service is None else find_replica(service, replica_id)
+
+    def all_entrypoints(self) -> Iterator[Entrypoint]:
+        yield from self.entrypoints.values()
+        if self.entrypoint is not None:
+            yield self.entrypoint
+
+    def all_models(self, created: int) -> list[ModelEntry]:
+        """Registered ones, and those of services that only name theirs, `created` then. One name
+        of a project leads to one service: the file's, else the one that came last."""
+        found: dict[tuple[str, str], ModelEntry] = {}
+        registered = {(m.project, m.service) for m in self.models.values()}
+        for service in sorted(self.services.values(), key=lambda service: service.origin == "file"):
+            key = (service.project, service.model or "")
+            if service.model is None or (service.project, service.name) in registered:
+                continue
+            if service.origin == "file" or key not in self.models:
+                found[key] = ModelEntry(*key, service.name, created, service.model_format)
+        return list({**self.models, **found}.values())
 
     def replica_state(self, service_key: str, replica: Replica) -> str:
         """up | draining | unreachable"""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gatewayd.core.entrypoint import OPENAI, ModelFormat
 from gatewayd.core.frames import by_fields
 
 Balance = Literal["least_requests", "round_robin", "random"]
@@ -161,6 +162,7 @@ class Service:
     domains: tuple[str, ...]
     auth: bool = False
     model: str | None = None
+    model_format: ModelFormat = OPENAI
     client_max_body_size: int = 64 * 1024 * 1024
     strip_prefix: str | None = None
     allowed_paths: tuple[str, ...] | None = None  # exact paths, and prefixes that end in `/`
@@ -169,6 +171,7 @@ class Service:
     rate_limits: tuple[RateLimit, ...] = ()
     cors: Cors | None = None
     router: RouterSpec | None = None
+    router_replica: bool = False  # its replicas are routers themselves
     replicas: tuple[Replica, ...] = ()
     debug_headers: bool = False  # answers name their replica
     origin: Origin = "file"

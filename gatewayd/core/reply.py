@@ -23,6 +23,7 @@ class LocalReply:
     """`rejection` is the metrics' reason, empty when the reply rejects nothing.
 
     `close` ends the connection after the reply: what follows on it cannot be trusted or read.
+    `document` is a JSON document that is sent instead of words.
     """
 
     status: int
@@ -32,6 +33,7 @@ class LocalReply:
     rejection: str = ""
     retry_after_s: int = 0
     close: bool = False
+    document: bytes = b""
 
 
 def status_line(status: int) -> bytes:
@@ -47,7 +49,9 @@ _STATUS_LINES: Final = {
 
 
 def body(reply: LocalReply, *, as_json: bool) -> tuple[bytes, bytes]:
-    """(content type, body). JSON in OpenAI's error shape, else one line of text."""
+    """(content type, body): a document, an error in OpenAI's shape, or one line of text."""
+    if reply.document:
+        return b"application/json", reply.document
     if not reply.code:
         text = f"{reply.message}\n" if reply.message else ""
         return b"text/plain; charset=utf-8", text.encode()

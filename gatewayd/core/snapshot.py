@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+from gatewayd.core.entrypoint import Entrypoint, ModelEntry, ModelFormat
 from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Auth, Endpoint, PeerFields, ReplicaRole, Service, Upstream
 from gatewayd.core.ratelimit import Rule, compile_limits
+
+# Of a service whose replicas are routers: what is not administration (exact, and below a prefix).
+ROUTER_PATHS: Final = ("/generate", "/chat/completions", "/v1/")
 
 
 @by_fields
@@ -30,6 +35,29 @@ class Target:
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class ModelTarget:
+    """A model at an entrypoint: whose requests are requests of `target`."""
+
+    name: str
+    created: int
+    format: ModelFormat
+    target: Target
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class EntrypointTarget:
+    """A host that serves the models of a project under their names. `auth`: a token is needed
+    whatever the service of the model asks for."""
+
+    project: str
+    auth: bool
+    https: bool
+    models: tuple[ModelTarget, ...]  # by name
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a worker needs to serve; a request keeps the one it began with."""
 
@@ -37,6 +65,7 @@ class Snapshot:
     targets: Mapping[str, Target]  # lower-case host without port -> target
     auth: Auth | None = None
     trusted_proxies: tuple[str, ...] = ()
+    entrypoints: Mapping[str, EntrypointTarget] = field(default_factory=dict)  # by host as well
 
 
 @by_fields
@@ -75,26 +104,74 @@ def compile_snapshot(
     auth: Auth | None,
     trusted_proxies: tuple[str, ...] = (),
     project: str = "main",
+    entrypoints: Iterable[Entrypoint] = (),
+    models: Iterable[ModelEntry] = (),
 ) -> Snapshot:
     """Flatten services into a host table. `upstreams` is keyed by `Service.key`; a draining
     replica has no endpoint in it. Domains are unique by the registry's word. Services of `project`
     are called by their bare names."""
     targets: dict[str, Target] = {}
+    by_service: dict[str, Target] = {}
     forward = auth is None or auth.forward
     for service in services:
         upstream = upstreams[service.key]
         allowed = service.allowed_paths
-        if allowed is None and service.router is not None and upstream.traits is not None:
+        if allowed is None and service.router_replica:
+            allowed = ROUTER_PATHS
+        elif allowed is None and service.router is not None and upstream.traits is not None:
             allowed = upstream.traits.allowed_paths
-        target = Target(
+        limits = service.rate_limits
+        if service.router_replica:
+            limits = tuple(limit for limit in limits if _covers_a_router(limit.prefix))
+        target = by_service[service.key] = Target(
             service=service,
             upstream=upstream,
             allowed_paths=allowed,
-            openai_errors=service.model is not None or service.router is not None,
+            openai_errors=(
+                service.model is not None or service.router is not None or service.router_replica
+            ),
             forward_auth=forward or not service.auth,
-            limits=compile_limits(service.key, service.rate_limits),
+            limits=compile_limits(service.key, limits),
             label=service.name if service.project == project else service.key,
         )
         for domain in service.domains:
             targets[domain.lower()] = target
-    return Snapshot(version=version, targets=targets, auth=auth, trusted_proxies=trusted_proxies)
+    return Snapshot(
+        version=version,
+        targets=targets,
+        auth=auth,
+        trusted_proxies=trusted_proxies,
+        entrypoints=_entrypoints(entrypoints, models, by_service, may_ask=auth is not None),
+    )
+
+
+def _covers_a_router(prefix: str) -> bool:
+    """Whether a rate limit is one of whole paths of a router: longer ones have no effect there
+    (a registry's server tells its users so, and counts on it)."""
+    return any(path.startswith(prefix) for path in ROUTER_PATHS)
+
+
+def _entrypoints(
+    entrypoints: Iterable[Entrypoint],
+    models: Iterable[ModelEntry],
+    targets: Mapping[str, Target],
+    *,
+    may_ask: bool,
+) -> dict[str, EntrypointTarget]:
+    """By host. A model whose service is gone is not served."""
+    by_project: dict[str, list[ModelTarget]] = {}
+    for model in sorted(models, key=lambda model: model.name):
+        target = targets.get(model.service_key)
+        if target is not None:
+            by_project.setdefault(model.project, []).append(
+                ModelTarget(model.name, model.created, model.format, target)
+            )
+    return {
+        entrypoint.domain.lower(): EntrypointTarget(
+            entrypoint.project,
+            entrypoint.auth and may_ask,
+            entrypoint.https,
+            tuple(by_project.get(entrypoint.project, ())),
+        )
+        for entrypoint in entrypoints
+    }

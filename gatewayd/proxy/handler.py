@@ -25,6 +25,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
@@ -57,6 +58,7 @@ class Edge:
         self.tokens: Mapping[bytes, Token] = {}
         self._addresses = ClientAddresses(())
         self._served: dict[str, Served] = {}  # by host
+        self._endpoints: dict[str, ModelEndpoint] = {}  # by host
         self._live: dict[str, Live] = {}  # by service
         self._id_prefix = os.urandom(8).hex().encode()
         self._id_count = 0
@@ -72,7 +74,7 @@ class Edge:
                 if live is None:
                     live = self._live[key] = Live(self.meters.of(key))
                 live.ejections.retain({e.id for e in target.upstream.endpoints})
-                by_service[key] = Served(target, live)
+                by_service[key] = live.served = Served(target, live)
             served[host] = by_service[key]
         self._served = served
         for key in [key for key in self._live if key not in by_service]:
@@ -81,6 +83,10 @@ class Edge:
         self._addresses = ClientAddresses(snapshot.trusted_proxies)
         self.plane.snapshot_changed()
         auth = snapshot.auth
+        self._endpoints = {
+            host: ModelEndpoint(target, self._live, forward_auth=auth is None or auth.forward)
+            for host, target in snapshot.entrypoints.items()
+        }
         self.tokens = index_tokens(auth.tokens) if isinstance(auth, TokensAuth) else {}
         if self.authority is None or self.authority.auth != auth:
             if self.authority is not None:
@@ -107,8 +113,9 @@ class Edge:
                 self._meter(exchange).rejected(reply.rejection)
             exchange.answer(reply)
             return
-        assert served is not None
-        if self.authority is not None and served.service.auth:
+        if served is None:
+            self._endpoints[exchange.host].begin(self, exchange)
+        elif self.authority is not None and served.service.auth:
             _Judging(self, exchange, served).start()
         else:
             self.forward(exchange, served)
@@ -117,6 +124,8 @@ class Edge:
         self._read_head(exchange)
         served = self._served.get(exchange.host)
         if served is None:
+            if exchange.host in self._endpoints:
+                return None
             return unknown_host(exchange.method, exchange.target)
         exchange.served = served
         for step in admit.STEPS:
@@ -134,6 +143,9 @@ class Edge:
         now = time.monotonic()
         self._meter(exchange).record(exchange, now)
         self.access_log.write(exchange, now)
+
+    def rejected(self, exchange: Exchange, reason: str) -> None:
+        self._meter(exchange).rejected(reason)
 
     def _meter(self, exchange: Exchange | None) -> Meter:
         served = exchange.served if exchange is not None else None

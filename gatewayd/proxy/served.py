@@ -124,7 +124,6 @@ class Served:
         self.strip_response = _CORS_FIELDS if self.cors else frozenset()
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
-        live.served = self
         self.unsized_errors = False  # they end with their connection: their size is not believed
         self.from_bridge = False  # answers tell the edge which replica, and how it failed
 
@@ -172,17 +171,22 @@ class Served:
 
 
 def response_headers(cors: Cors, origin: bytes | None) -> bytes:
-    """Lines of every answer, in place of a replica's own (Fetch, 3.2.3); an origin that may not
-    ask gets none that help it."""
+    """Lines of every answer, in place of a replica's own."""
+    return b"".join(b"%b: %b\r\n" % field for field in cors_fields(cors, origin))
+
+
+def cors_fields(cors: Cors, origin: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+    """What an answer tells a browser (Fetch, 3.2.3); an origin that may not ask gets nothing that
+    helps it."""
     allowed = _allowed_origin(cors, origin)
     if allowed is None:
-        return b"Vary: Origin\r\n"
-    fields = [
+        return ((b"Vary", b"Origin"),)
+    return (
         (b"Access-Control-Allow-Origin", allowed),
         (b"Access-Control-Allow-Methods", ", ".join(cors.methods).encode()),
         (b"Access-Control-Allow-Headers", ", ".join(cors.headers).encode()),
-    ]
-    return b"".join(b"%b: %b\r\n" % field for field in fields + _credentials(cors, allowed))
+        *_credentials(cors, allowed),
+    )
 
 
 def _allowed_origin(cors: Cors, origin: bytes | None) -> bytes | None:

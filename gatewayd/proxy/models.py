@@ -1,0 +1,269 @@
+"""The model endpoint: one host for all models of a project, each request one of its service's.
+
+Owns: the way of such a request up to the service: token, path, the `model` of its body. Does not
+own: what it asks for (core.model_calls), everything from the service on (admit, forward), services
+that do not speak OpenAI's API (tgi).
+
+The way is inside the worker, not a second request to ourselves: limits, replicas, router and
+counts are the service's own, and the body's bytes go on as they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from gatewayd.core import reply as replies
+from gatewayd.core.auth import Verdict, bearer_token, known_token
+from gatewayd.core.entrypoint import TgiFormat
+from gatewayd.core.headers import BadHead
+from gatewayd.core.model import Cors, DstackAuth
+from gatewayd.core.model_calls import (
+    NO_MODEL,
+    DescribeCall,
+    ListCall,
+    ModelName,
+    Operation,
+    forbidden,
+    in_openai_shape,
+    model_description,
+    model_list,
+    not_offered,
+    read_call,
+    unknown_model,
+)
+from gatewayd.core.reply import LocalReply
+from gatewayd.core.snapshot import EntrypointTarget, ModelTarget
+from gatewayd.proxy import admit
+from gatewayd.proxy.begun import BegunBody
+from gatewayd.proxy.served import Live, Served, cors_fields
+
+if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.handler import Edge
+
+_log = logging.getLogger("gatewayd.proxy")
+_CORS: Final = Cors()
+# What is left to ask of a request when its service is known; tokens are judged apart.
+_STEPS: Final = (admit.body_size, admit.path, admit.rate_limit, admit.replica)
+
+
+class RefusedError(Exception):
+    """The request ends here, with this answer."""
+
+    def __init__(self, reply: LocalReply) -> None:
+        super().__init__(reply.message)
+        self.reply = reply
+
+
+class ModelEndpoint:
+    """An entrypoint of one snapshot, its services made ready when they are first asked for."""
+
+    def __init__(
+        self, target: EntrypointTarget, live: Mapping[str, Live], *, forward_auth: bool
+    ) -> None:
+        self.project = target.project
+        self.auth = target.auth
+        self.models = {model.name: model for model in target.models}
+        # More than any of its services takes need not be read to know which.
+        self.max_body_size = max(
+            (model.target.service.client_max_body_size for model in target.models), default=0
+        )
+        self._live = {model.name: live[model.target.service.key] for model in target.models}
+        self._forward_auth = forward_auth
+        self._served: dict[str, Served] = {}
+
+    def __repr__(self) -> str:
+        return f"<ModelEndpoint {self.project} [{len(self.models)} models]>"
+
+    def served(self, model: ModelTarget) -> Served:
+        """The service of a model as it is served here: to browsers of any origin, and not asking
+        for the token again that was asked for at the door."""
+        served = self._served.get(model.name)
+        if served is None:
+            target = model.target
+            service = target.service
+            if self.auth:
+                target = replace(target, forward_auth=self._forward_auth)
+            service = replace(
+                service, cors=service.cors or _CORS, auth=service.auth and not self.auth
+            )
+            target = replace(target, service=service, openai_errors=True)
+            served = self._served[model.name] = Served(target, self._live[model.name])
+        return served
+
+    def begin(self, edge: Edge, exchange: Exchange) -> None:
+        if exchange.method == "OPTIONS":
+            age = (b"Access-Control-Max-Age", b"%d" % _CORS.max_age)
+            exchange.answer(LocalReply(204, headers=(*_cors_fields(), age)))
+            return
+        call = ModelCall(edge, exchange, self)
+        call.start()
+
+
+class ModelCall:
+    """A request on its way to a service. `exchange.running` until that has it."""
+
+    _task: asyncio.Task[None] | None = None
+
+    def __init__(self, edge: Edge, exchange: Exchange, endpoint: ModelEndpoint) -> None:
+        self._edge = edge
+        self._exchange = exchange
+        self._endpoint = endpoint
+
+    def start(self) -> None:
+        self._exchange.running = self
+        self._task = self._edge.plane.spawn(self._run())
+
+    async def _run(self) -> None:
+        exchange = self._exchange
+        try:
+            await self._go_on()
+        except RefusedError as error:
+            self._answer(error.reply)
+        except BadHead as error:
+            self._answer(replies.bad_request(str(error)))
+        except Exception:
+            _log.exception("a request to the model endpoint failed")
+            if exchange.running is self:
+                self._answer(replies.INTERNAL)
+
+    async def _go_on(self) -> None:
+        exchange, endpoint = self._exchange, self._endpoint
+        if exchange.length > endpoint.max_body_size > 0:
+            raise RefusedError(replies.BODY_TOO_LARGE)
+        if endpoint.auth:
+            await self._judge(f"{endpoint.project}/*")
+        call = read_call(exchange.method, exchange.target)
+        if isinstance(call, LocalReply):
+            raise RefusedError(call)
+        if isinstance(call, ListCall):
+            self._answer(model_list(endpoint.models.values(), endpoint.project))
+        elif isinstance(call, DescribeCall):
+            self._answer(model_description(self._model(call.model), endpoint.project))
+        else:
+            await self._serve(call)
+
+    async def _serve(self, operation: Operation) -> None:
+        exchange, endpoint = self._exchange, self._endpoint
+        model = self._model(await self._read_model())
+        served = endpoint.served(model)
+        exchange.served = served
+        exchange.host = served.service.domains[0]
+        if isinstance(model.format, TgiFormat):
+            if operation.name != "chat/completions":
+                raise RefusedError(not_offered(model.name, operation.name))
+            target = "/generate"
+        else:
+            target = f"{model.format.prefix.rstrip('/')}/{operation.name}{operation.query}"
+        exchange.target = exchange.upstream_target = target
+        for step in _STEPS:
+            if refusal := step(self._edge, exchange, served):
+                raise RefusedError(refusal)
+        if served.service.auth:
+            await self._judge(served.key)
+        exchange.running = None
+        self._edge.forward(exchange, served)
+
+    def _model(self, name: str) -> ModelTarget:
+        model = self._endpoint.models.get(name)
+        if model is None:
+            raise RefusedError(unknown_model(name, self._endpoint.project))
+        return model
+
+    # --- the token
+
+    async def _judge(self, key: str) -> None:
+        """`key` is what the verdict is remembered under."""
+        edge, exchange, project = self._edge, self._exchange, self._endpoint.project
+        authority = edge.authority
+        token = bearer_token(exchange.head.noted.get(b"authorization"))
+        if authority is None:
+            known = None if token is None else known_token(edge.tokens, token)
+            if known is None:
+                raise RefusedError(replies.UNAUTHENTICATED)
+            exchange.token_name = known.name
+            return
+        # Clients of a dstack server know 403 only.
+        dstack = isinstance(authority.auth, DstackAuth)
+        if token is None:
+            raise RefusedError(forbidden(project) if dstack else replies.UNAUTHENTICATED)
+        verdict = authority.known(key, token)
+        if verdict is Verdict.UNKNOWN:
+            verdict = await authority.ask(key, project, token, exchange)
+        if (refusal := admit.of_verdict(verdict)) is not None:
+            raise RefusedError(forbidden(project) if dstack and refusal.status == 403 else refusal)
+
+    # --- the body
+
+    async def _read_model(self) -> str:
+        """Reads as far as `model`, and puts back what it read."""
+        exchange = self._exchange
+        payload = exchange.payload
+        name = ModelName()
+        begun: list[bytes] = []
+        size = 0
+        if exchange.length:
+            exchange.send_continue()
+            while not name.known:
+                data = await self._read()
+                if not data:
+                    break
+                begun.append(data)
+                size += len(data)
+                if size > self._endpoint.max_body_size:
+                    raise RefusedError(replies.BODY_TOO_LARGE)
+                name.feed(data)
+            exchange.payload = BegunBody(begun, payload)  # type: ignore[assignment]
+        if name.value is None:
+            raise RefusedError(NO_MODEL)
+        return name.value
+
+    async def _read(self) -> bytes:
+        payload = self._exchange.payload
+        if payload.is_eof():
+            return payload.read_nowait()
+        try:
+            async with asyncio.timeout(self._edge.plane.body_idle_timeout):
+                return await payload.readany()
+        except TimeoutError:
+            raise RefusedError(replies.BODY_TIMEOUT) from None
+
+    # --- endings
+
+    def _answer(self, reply: LocalReply) -> None:
+        exchange = self._exchange
+        exchange.running = None
+        if reply.rejection:
+            self._edge.rejected(exchange, reply.rejection)
+        reply = in_openai_shape(reply)
+        if exchange.served is None:
+            reply = replace(reply, headers=(*reply.headers, *_cors_fields()))
+        exchange.answer(reply)
+
+    def client_gone(self) -> None:
+        self._exchange.status = 499
+        self._exchange.closed_by = "client"
+        if self._task is not None:
+            self._task.cancel()
+
+    def client_broke(self, reply: LocalReply) -> None:
+        """The request body broke off its framing."""
+        if self._task is not None:
+            self._task.cancel()
+        self._exchange.closed_by = "client"
+        self._exchange.close = True
+        self._answer(reply)
+
+    def client_paused(self) -> None:
+        """Nothing is being sent yet."""
+
+    def client_resumed(self) -> None:
+        """Nothing is being sent yet."""
+
+
+def _cors_fields() -> tuple[tuple[bytes, bytes], ...]:
+    return cors_fields(_CORS, None)
