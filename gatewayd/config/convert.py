@@ -23,6 +23,7 @@ from gatewayd.config.schema_auth import (
     TokenTable,
 )
 from gatewayd.config.schema_edge import ListenTable, PortsTable
+from gatewayd.config.schema_models import convert_endpoint
 from gatewayd.core.model import (
     Address,
     Auth,
@@ -46,24 +47,30 @@ def convert(
     result is not meant to be used."""
     if raw.certificate is not None:
         rules.broken(("certificate",), NOT_YET)
+    router = convert_router(raw.router, ("router",), rules, check_router)
+    auth = _auth(raw, rules)
+    services = convert_services(raw, rules, check_router)
     return Config(
         source=source,
         name=raw.name or socket.gethostname(),
         project=raw.project,
         domain=raw.domain,
-        router=convert_router(raw.router, ("router",), rules, check_router),
+        router=router,
         listen=_listen(raw.listen, rules),
         workers=raw.workers or default_workers(),
         state_dir=raw.state_dir,
         run_dir=raw.run_dir,
         trusted_proxies=tuple(dict.fromkeys(raw.trusted_proxies)),
         log=Log(raw.log.level, raw.log.format, raw.log.access),
-        auth=_auth(raw, rules),
+        auth=auth,
         limits=Limits(**raw.limits.model_dump()),
         drain_timeout=raw.drain_timeout,
         ports=_ports(raw.ports, rules),
         debug_headers=raw.debug_headers,
-        services=convert_services(raw, rules, check_router),
+        services=services,
+        model_endpoint=convert_endpoint(
+            raw.model_endpoint, raw.project, services, configured=auth is not None, rules=rules
+        ),
         cloud=tuple((key, value) for key in CLOUD_KEYS if (value := getattr(raw, key)) is not None),
     )
 

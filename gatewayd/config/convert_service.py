@@ -9,6 +9,7 @@ from __future__ import annotations
 from gatewayd.config.rules import NOT_YET, CheckRouter, Rules
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.schema_auth import NoAuthTable
+from gatewayd.config.schema_models import named_model
 from gatewayd.config.schema_service import CorsTable, ReplicaTable, RouterTable, ServiceTable
 from gatewayd.config.values import replica_id
 from gatewayd.core.model import (
@@ -43,13 +44,15 @@ def convert_services(
                 there = rules.path(*owners[domain])
                 rules.broken(at, f"the domain `{domain}` is also that of {there}")
             owners.setdefault(domain, loc)
+        model, model_format = named_model(table.model)
         services.append(
             Service(
                 project=raw.project,
                 name=table.name,
                 domains=domains,
                 auth=_auth(table, raw, loc, rules),
-                model=table.model,
+                model=model,
+                model_format=model_format,
                 client_max_body_size=table.client_max_body_size,
                 strip_prefix=_strip_prefix(table),
                 allowed_paths=None if table.allowed_paths is None else tuple(table.allowed_paths),
@@ -58,6 +61,7 @@ def convert_services(
                 rate_limits=_rate_limits(table, loc, rules),
                 cors=_cors(table),
                 router=_router(table, raw, loc, rules, check_router),
+                router_replica=table.router_replica,
                 replicas=_replicas(table, loc, rules),
                 debug_headers=(
                     raw.debug_headers if table.debug_headers is None else table.debug_headers
@@ -185,6 +189,14 @@ def _router(
 ) -> RouterSpec | None:
     if "router" in table.model_fields_set:
         spec = convert_router(table.router, (*loc, "router"), rules, check_router)
+        if spec is not None and table.router_replica:
+            rules.broken(
+                (*loc, "router_replica"),
+                f"the router `{spec.type}` stands in front of this service already",
+                "set `router: null` here",
+            )
+    elif table.router_replica:  # its replicas choose; the top's default is not meant for it
+        spec = None
     else:  # the top's own has been checked where it stands
         spec = convert_router(raw.router, ("router",), rules, None)
     if spec is not None and "balance" in table.model_fields_set:

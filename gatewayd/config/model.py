@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import Address, Auth, Limits, Log, RouterSpec, Service
 
 
@@ -62,5 +63,6 @@ class Config:
     drain_timeout: float
     ports: Ports
     services: tuple[Service, ...]
+    model_endpoint: Entrypoint | None = None
     debug_headers: bool = False
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown

@@ -13,6 +13,7 @@ import yaml
 from gatewayd.config.model import Config, PortRange
 from gatewayd.config.secrets import is_secret_arg
 from gatewayd.config.values import format_duration, format_size
+from gatewayd.core.entrypoint import OPENAI, Entrypoint, OpenAiFormat, TgiFormat
 from gatewayd.core.model import (
     Auth,
     Cors,
@@ -65,6 +66,7 @@ def to_tables(config: Config) -> Tables:
         "project": config.project,
         "domain": config.domain,
         "router": _router(config.router),
+        "model_endpoint": _model_endpoint(config.model_endpoint),
         "listen": {
             "http": [str(address) for address in listen.http],
             "admin": str(listen.admin),
@@ -159,7 +161,8 @@ def _service(service: Service) -> Tables:
         "domain": list(service.domains),
         "auth": service.auth,
         "router": _router(service.router),
-        "model": service.model,
+        "router_replica": service.router_replica,
+        "model": _model(service),
         "client_max_body_size": format_size(service.client_max_body_size),
         "strip_prefix": service.strip_prefix,
         "allowed_paths": None if allowed is None else list(allowed),
@@ -171,6 +174,24 @@ def _service(service: Service) -> Tables:
         "debug_headers": service.debug_headers,
         "replicas": [_replica(replica) for replica in service.replicas],
     }
+
+
+def _model(service: Service) -> Tables | str | None:
+    match service.model_format:
+        case TgiFormat(chat_template, eos_token):
+            return {
+                "name": service.model,
+                "format": "tgi",
+                "chat_template": chat_template,
+                "eos_token": eos_token,
+            }
+        case OpenAiFormat(prefix) if service.model is not None and prefix != OPENAI.prefix:
+            return {"name": service.model, "prefix": prefix}
+    return service.model
+
+
+def _model_endpoint(endpoint: Entrypoint | None) -> Tables | None:
+    return None if endpoint is None else {"domain": endpoint.domain, "auth": endpoint.auth}
 
 
 def _timeouts(timeouts: Timeouts) -> Tables:

@@ -21,6 +21,7 @@ from gatewayd.config.schema_edge import (
     LogTable,
     PortsTable,
 )
+from gatewayd.config.schema_models import ModelEndpointTable
 from gatewayd.config.schema_service import RouterEntry, ServiceTable
 from gatewayd.config.table import Table
 from gatewayd.config.words import (
@@ -61,6 +62,8 @@ class GatewayFile(Table):
     """A service answers at <service>.<domain> unless it names its own."""
     router: RouterEntry = None
     """The default router of the services."""
+    model_endpoint: ModelEndpointTable | None = None
+    """null: models are served at the domains of their services only."""
     certificate: CertificateEntry = None
     """null: plain HTTP."""
     listen: ListenTable = Field(default_factory=ListenTable, json_schema_extra={"default": {}})

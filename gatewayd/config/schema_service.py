@@ -31,6 +31,7 @@ from gatewayd.config.numbers import (
     Rate,
     Size,
 )
+from gatewayd.config.schema_models import ModelKey
 from gatewayd.config.table import MAY_BE_NULL, Table, text_or_table
 from gatewayd.config.values import did_you_mean
 from gatewayd.config.words import (
@@ -270,8 +271,10 @@ class ServiceTable(Table):
     """Default: true when `auth` is configured at the top."""
     router: RouterEntry = None
     """null: none; default: the `router` of the top."""
-    model: OptionalText = None
-    """The OpenAI-compatible model served under this name."""
+    router_replica: Bool = False
+    """Its replicas are routers themselves: of them only inference is served."""
+    model: ModelKey = None
+    """The model served under this name, OpenAI-compatible, or a table."""
     client_max_body_size: Size = _SERVICE.client_max_body_size
     strip_prefix: OptionalPrefix = None
     """Cut from the beginning of the path before a replica sees it."""

@@ -72,7 +72,9 @@ class Control:
         self._ready_changed = asyncio.Event()
         self._tasks = Tasks()
         self._closers = AsyncExitStack()
-        self.state = State(config.auth, config.trusted_proxies, config.project)
+        self.state = State(
+            config.auth, config.trusted_proxies, config.project, entrypoint=config.model_endpoint
+        )
         self.telemetry = Telemetry()
         self.state_dir = StateDir(config.state_dir)
         self.sockets = Sockets()

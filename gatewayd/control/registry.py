@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.state import State, find_replica
+from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import Auth, Replica, Service
 
 _log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ class Registry:
         auth: Auth | None,
         trusted_proxies: tuple[str, ...],
         project: str,
+        entrypoint: Entrypoint | None,
     ) -> None:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
@@ -170,6 +172,7 @@ class Registry:
         self._state.auth = auth
         self._state.trusted_proxies = trusted_proxies
         self._state.project = project
+        self._state.entrypoint = entrypoint
         await self._publish()
 
     # --- shared --------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ class Reloader:
         changes = difference.changes
         if dry_run:
             return Outcome(changes, applied=False)
-        await self._registry.replace_all(services, new.auth, new.trusted_proxies, new.project)
+        await self._registry.replace_all(
+            services, new.auth, new.trusted_proxies, new.project, new.model_endpoint
+        )
         self.config = new
         return Outcome(changes, applied=True)
 

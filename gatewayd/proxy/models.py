@@ -70,7 +70,8 @@ class ModelEndpoint:
         self.models = {model.name: model for model in target.models}
         # More than any of its services takes need not be read to know which.
         self.max_body_size = max(
-            (model.target.service.client_max_body_size for model in target.models), default=0
+            (model.target.service.client_max_body_size for model in target.models),
+            default=1024 * 1024,
         )
         self._live = {model.name: live[model.target.service.key] for model in target.models}
         self._forward_auth = forward_auth
@@ -133,7 +134,7 @@ class ModelCall:
 
     async def _go_on(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
-        if exchange.length > endpoint.max_body_size > 0:
+        if exchange.length > endpoint.max_body_size:
             raise RefusedError(replies.BODY_TOO_LARGE)
         if endpoint.auth:
             await self._judge(f"{endpoint.project}/*")

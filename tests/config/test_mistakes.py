@@ -293,7 +293,23 @@ SERVICES = [
     ),
     ('auth: "true"', "auth: expected true or false, found `true`; write it without quotes"),
     ("auth: true", "auth: nobody is configured to ask; add an `auth` table at the top"),
-    ("model: 7", 'model: expected a string, found the number `7`; write "7"'),
+    (
+        "model: 7",
+        'model: expected the name of a model or a table, found the number `7`; write "7"',
+    ),
+    (
+        "model: {name: m, format: tgy}",
+        "model.format: expected openai or tgi, found `tgy`; did you mean `tgi`?",
+    ),
+    ("model: {name: m, format: tgi}", "model: `format: tgi` needs the key `chat_template`"),
+    (
+        "model: {name: m, eos_token: x}",
+        "model.eos_token: `eos_token` means nothing without `format: tgi`",
+    ),
+    (
+        "model: {name: m, format: tgi, chat_template: x, eos_token: y, prefix: /v1}",
+        "model.prefix: `prefix` means nothing with `format: tgi`",
+    ),
     (
         "client_max_body_size: 64m",
         "client_max_body_size: expected a size such as 64KiB or 16MiB, found `64m`; "

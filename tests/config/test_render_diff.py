@@ -15,6 +15,7 @@ FULL = """
 name: g
 project: p
 domain: example.com
+model_endpoint: {domain: models.example.org, auth: false}
 router:
   type: r
   mode: steer
@@ -52,6 +53,17 @@ services:
     auth: false
     router: null
     balance: random
+    model: {name: n, prefix: /llm}
+  - name: c
+    router_replica: true
+    model:
+      name: o
+      format: tgi
+      eos_token: </s>
+      chat_template: |
+        {% for message in messages %}
+          {{ message.content }}
+        {% endfor %}
 """
 
 

@@ -208,3 +208,62 @@ def test_a_replica_with_a_lost_key(problems: Problems) -> None:
         "1: services[0].replicas[0].path: unknown key",
         "1: services[0].replicas[0]: a replica has exactly one of `socket`, `url` and `ssh`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            """
+            domain: d
+            model_endpoint: {domain: a.d}
+            services: [name: a]
+            """,
+            ["2: model_endpoint.domain: the domain `a.d` is also that of services[0]"],
+        ),
+        (
+            """
+            model_endpoint: {domain: a.d, auth: true}
+            """,
+            ["1: model_endpoint.auth: nobody is configured to ask; add an `auth` table at the top"],
+        ),
+        (
+            """
+            domain: d
+            services:
+              - {name: a, router: r, router_replica: true}
+            """,
+            [
+                "3: services[0].router_replica: the router `r` stands in front of this service "
+                "already; set `router: null` here"
+            ],
+        ),
+    ],
+)
+def test_models_and_router_replicas(problems: Problems, text: str, lines: list[str]) -> None:
+    assert problems(text) == lines
+
+
+def test_a_router_replica_has_no_router_in_front(load: Load) -> None:
+    config = load("domain: d\nrouter: r\nservices: [{name: a, router_replica: true}, {name: b}]\n")
+    assert [service.router for service in config.services] == [None, RouterSpec("r")]
+
+
+@pytest.mark.parametrize(
+    ("auth", "endpoint", "asks"),
+    [
+        ("", "{domain: m.d}", False),
+        ("auth: {type: tokens, tokens: [{name: a, token: b}]}", "{domain: m.d}", True),
+        (
+            "auth: {type: tokens, tokens: [{name: a, token: b}]}",
+            "{domain: m.d, auth: false}",
+            False,
+        ),
+    ],
+)
+def test_a_model_endpoint_asks_where_somebody_can_be_asked(
+    load: Load, auth: str, endpoint: str, asks: bool
+) -> None:
+    config = load(f"model_endpoint: {endpoint}\n{auth}\n")
+    assert config.model_endpoint is not None
+    assert config.model_endpoint.auth is asks

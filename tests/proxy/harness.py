@@ -15,6 +15,7 @@ from typing import Any
 
 from conversation import Replica, Wire, open_tcp, open_unix, until
 
+from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import (
     Auth,
@@ -54,6 +55,8 @@ class Gateway:
         self.services: dict[str, Service] = {}
         self.replicas: dict[str, Replica] = {}
         self.upstreams: dict[str, Upstream] = {}  # instead of what a service's replicas give
+        self.entrypoints: list[Entrypoint] = []
+        self.models: list[ModelEntry] = []
         self.auth: Auth | None = None
         self.trusted_proxies: tuple[str, ...] = ()
         self.reuse_s = 0.0
@@ -127,6 +130,8 @@ class Gateway:
                 upstreams,
                 auth=self.auth,
                 trusted_proxies=self.trusted_proxies,
+                entrypoints=self.entrypoints,
+                models=self.models,
             )
         )
 
@@ -161,6 +166,10 @@ class Gateway:
     def idle_connections(self) -> int:
         return sum(len(pool._idle) for pool in self.plane._pools.values())
 
+    async def settle_clients(self) -> None:
+        """Returns when the gateway has noticed that every client left."""
+        await until(lambda: not self.server.connections, "client connections are closed")
+
     # --- the end of every test
 
     async def settle(self) -> None:
@@ -170,7 +179,7 @@ class Gateway:
             await replica.stop()
         plane = self.plane
         try:
-            await until(lambda: not self.server.connections, "client connections are closed")
+            await self.settle_clients()
             await until(lambda: not plane.active, "every exchange has ended")
             await until(lambda: not plane._tasks, "every task of an exchange has ended")
             if self.edge.authority is not None:
