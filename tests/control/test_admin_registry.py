@@ -320,3 +320,34 @@ async def test_slow_clients_delay_nobody(gateway: Gateway) -> None:
     for writer in writers:
         writer.close()
         await writer.wait_closed()
+
+
+NO_PEER = "PD disaggregation requires internal IP for all replicas."
+SSH = {"job_id": "j", "ssh_host": "u@h", "ssh_port": 22, "app_port": 8000}
+
+
+@pytest.mark.parametrize(
+    ("body", "address"),
+    [
+        (SSH | {"internal_ip": "10.0.0.5"}, "10.0.0.5:8000"),
+        (SSH | {"internal_ip": "fd00::5"}, "[fd00::5]:8000"),
+        ({"url": "http://10.0.0.5:8000"}, "10.0.0.5:8000"),
+        (SSH, NO_PEER),
+        (SSH | {"internal_ip": None}, NO_PEER),
+        (SSH | {"internal_ip": ""}, NO_PEER),
+        ({"socket": "/a"}, NO_PEER),
+        ({"internal_ip": "10.0.0.5"}, "needs its `app_port`"),
+        (SSH | {"internal_ip": "10.0.0.5", "app_port": 70000}, "url: "),
+        (SSH | {"internal_ip": "a b"}, "url: "),
+    ],
+)
+async def test_replicas_that_meet_each_other(gateway: Gateway, body: Any, address: str) -> None:
+    router = {"type": "sglang", "pd_disaggregation": True}
+    assert (await gateway.post(f"{SERVICES}/register", FULL | {"router": router}))[0] == 200
+    status, answer = await gateway.post(f"{SERVICES}/foo/replicas/register", body)
+    if status == 200:
+        (replica,) = (await shown(gateway, "foo"))["replicas"]
+        assert (replica["address"], replica["role"]) == (address, "unknown")
+    else:
+        assert status == 400
+        assert address in answer["detail"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from whole_gateway import Gateway, eventually, gatewayd
+from whole_gateway import Gateway, eventually, gatewayd, gone
 from whole_pd import Chat, Engine, Engines, pd_service
 
 CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -31,6 +33,12 @@ async def chatting(
         session = await stack.enter_async_context(aiohttp.ClientSession())
         yield Chat(gateway, session)
         assert not engines[0].engines.faults
+
+
+async def chosen(one: Engine, other: Engine) -> tuple[Engine, Engine]:
+    """The one that works on the only request that runs, and the other."""
+    await eventually(lambda: one.running + other.running == 1, 5)
+    return (one, other) if one.running else (other, one)
 
 
 @pytest.mark.parametrize("router_type", ["sglang", "smg"])
@@ -181,11 +189,9 @@ async def test_a_decode_that_dies_cuts_its_stream_and_is_replaced(home: Path) ->
     async with chatting(home, p0, d0, d1, policy="round_robin") as chat:
         chat.gateway.allow("replica d. of main/chat", "502 POST")
         await chat.until_works()
-        for engine in (d0, d1):
-            engine.stepped = True
+        d0.stepped = d1.stepped = True
         async with chat.ask(stream=True, max_tokens=9) as response:
-            await eventually(lambda: d0.running + d1.running == 1, 5)
-            dying, other = (d0, d1) if d0.running else (d1, d0)
+            dying, other = await chosen(d0, d1)
             dying.step(2)
             assert b"token 0" in await response.content.readline()
             await dying.stop()
@@ -278,11 +284,9 @@ async def test_drain_waits_for_both_halves(home: Path) -> None:
     p0, d0, d1 = (engines.add(name) for name in ("p0", "d0", "d1"))
     async with chatting(home, p0, d0, d1, policy="round_robin") as chat:
         await chat.until_works()
-        for engine in (d0, d1):
-            engine.stepped = True
+        d0.stepped = d1.stepped = True
         async with chat.ask(stream=True, max_tokens=3) as response:
-            await eventually(lambda: d0.running + d1.running == 1, 5)
-            busy, other = (d0, d1) if d0.running else (d1, d0)
+            busy, other = await chosen(d0, d1)
             other.step(1000)
 
             async def counted() -> bool:
@@ -322,6 +326,19 @@ async def test_nothing_goes_past_a_router_that_is_down(home: Path) -> None:
                         assert response.status in (200, 502)
         ways = (await chat.gateway.service("chat"))["requests"]
         assert ways["fallback"] == ways["direct"] == 0
+
+
+async def test_a_bridge_that_is_replaced_knows_where_they_meet(home: Path) -> None:
+    engines = Engines()
+    p0, d0 = engines.add("p0"), engines.add("d0")
+    async with chatting(home, p0, d0) as chat:
+        chat.gateway.allow("bridge .* was killed")
+        await chat.until_works()
+        pid = (await chat.gateway.status())["bridge"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: gone(pid), 3)
+        async with asyncio.timeout(10):
+            assert await chat.works()
 
 
 async def test_a_reload_turns_it_on_and_off_for_one_service(home: Path) -> None:

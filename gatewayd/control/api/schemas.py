@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gatewayd.config.model import Config
 from gatewayd.config.values import (
@@ -33,7 +33,6 @@ from gatewayd.core.model import (
     RouterMode,
     RouterSpec,
     Service,
-    TcpAddress,
     Timeouts,
     UnixAddress,
 )
@@ -141,8 +140,8 @@ class RegisterReplicaBody(Body):
     socket: str | None = None
     url: str | None = None
     ssh_host: str | None = None
-    app_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    internal_ip: IPvAnyAddress | None = None
+    app_port: int | None = None
+    internal_ip: str | None = None
 
 
 class WithdrawBody(Body):
@@ -188,23 +187,17 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
 def to_replica(body: RegisterReplicaBody, *, by_internal_ip: bool = False) -> Replica:
     """Raises RefusedError for an address that cannot be dialled. `by_internal_ip`: the gateway
     reaches it where other replicas do, so that no tunnel is needed."""
-    if by_internal_ip and body.internal_ip is not None and body.app_port is not None:
-        address: Address = TcpAddress(str(body.internal_ip), body.app_port)
-        return Replica(
-            body.job_id or body.id or replica_id(address),
-            address,
-            origin="api",
-            internal_ip=str(body.internal_ip),
-        )
-    if by_internal_ip and body.url is None:
+    if by_internal_ip and body.url is None and not body.internal_ip:
         raise RefusedError(NO_INTERNAL_IP)
+    if by_internal_ip and body.socket is None and body.url is None:
+        body = body.model_copy(update={"url": _internal_url(body), "ssh_host": None})
     if body.ssh_host is not None:
         raise RefusedError(f"replicas behind ssh are {NOT_YET}: register a `socket` or a `url`")
     if (body.socket is None) == (body.url is None):
         raise RefusedError("a replica has exactly one of `socket` and `url`")
     try:
         if body.socket is not None:
-            address = parse_socket_path(body.socket.removeprefix("unix:"))
+            address: Address = parse_socket_path(body.socket.removeprefix("unix:"))
         else:
             assert body.url is not None
             address = parse_replica_url(body.url)
@@ -212,7 +205,20 @@ def to_replica(body: RegisterReplicaBody, *, by_internal_ip: bool = False) -> Re
         raise RefusedError(f"{'socket' if body.socket is not None else 'url'}: {error}") from error
     if isinstance(address, UnixAddress):
         _check_socket(address.path)
-    return Replica(body.job_id or body.id or replica_id(address), address, origin="api")
+    return Replica(
+        body.job_id or body.id or replica_id(address),
+        address,
+        origin="api",
+        internal_ip=body.internal_ip or None,
+    )
+
+
+def _internal_url(body: RegisterReplicaBody) -> str:
+    assert body.internal_ip
+    if body.app_port is None:
+        raise RefusedError("a replica with `internal_ip` needs its `app_port`")
+    host = f"[{body.internal_ip}]" if ":" in body.internal_ip else body.internal_ip
+    return f"http://{host}:{body.app_port}"
 
 
 def _check_socket(path: str) -> None:
