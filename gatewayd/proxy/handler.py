@@ -28,6 +28,7 @@ from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.prompts import Prompts
 from gatewayd.proxy.served import Live, Served
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Edge:
         self._addresses = ClientAddresses(())
         self._served: dict[str, Served] = {}  # by host
         self._endpoints: dict[str, ModelEndpoint] = {}  # by host
+        self.prompts = Prompts()
         self._live: dict[str, Live] = {}  # by service
         self._id_prefix = os.urandom(8).hex().encode()
         self._id_count = 0

@@ -40,6 +40,7 @@ from gatewayd.core.snapshot import EntrypointTarget, ModelTarget
 from gatewayd.proxy import admit
 from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.served import Live, Served, cors_fields
+from gatewayd.proxy.tgi import TgiForward, adapt
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -166,8 +167,20 @@ class ModelCall:
                 raise RefusedError(refusal)
         if served.service.auth:
             await self._judge(served.key)
+        if isinstance(model.format, TgiFormat):
+            await self._translate(model.format, served)
+        else:
+            exchange.running = None
+            self._edge.forward(exchange, served)
+
+    async def _translate(self, form: TgiFormat, served: Served) -> None:
+        edge, exchange = self._edge, self._exchange
+        body = await self._read_whole(served)
+        call = await adapt(exchange, body, form, edge.prompts)
+        if isinstance(call, LocalReply):
+            raise RefusedError(call)
         exchange.running = None
-        self._edge.forward(exchange, served)
+        TgiForward(edge.plane, exchange, served, call, form).start()
 
     def _model(self, name: str) -> ModelTarget:
         model = self._endpoint.models.get(name)
@@ -222,6 +235,16 @@ class ModelCall:
         if name.value is None:
             raise RefusedError(NO_MODEL)
         return name.value
+
+    async def _read_whole(self, served: Served) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while data := await self._read():
+            pieces.append(data)
+            size += len(data)
+            if size > served.max_body_size:
+                raise RefusedError(replies.BODY_TOO_LARGE)
+        return b"".join(pieces)
 
     async def _read(self) -> bytes:
         payload = self._exchange.payload

@@ -65,6 +65,7 @@ class WorkerRole:
         if self._edge is not None:
             if self._edge.authority is not None:
                 await self._edge.authority.aclose()
+            await self._edge.prompts.aclose()
             self._edge.access_log.close()
             self._plane.asker.close()
 

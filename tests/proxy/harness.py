@@ -184,6 +184,7 @@ class Gateway:
             await until(lambda: not plane._tasks, "every task of an exchange has ended")
             if self.edge.authority is not None:
                 await self.edge.authority.aclose()
+            await self.edge.prompts.aclose()
             counted = {name: self.loads.load(i) for name, i in self._indexes.items()}
             assert not any(counted.values()), f"still counted: {counted}"
             assert not self.faults, f"reached the loop: {self.faults}"
