@@ -121,15 +121,14 @@ def compile_snapshot(
         elif allowed is None and service.router is not None and upstream.traits is not None:
             allowed = upstream.traits.allowed_paths
         limits = service.rate_limits
-        if service.router_replica:
-            limits = tuple(limit for limit in limits if _covers_a_router(limit.prefix))
+        routed = service.router_replica or service.router is not None
+        if routed and service.origin == "api":
+            limits = tuple(limit for limit in limits if _covers_a_router_path(limit.prefix))
         target = by_service[service.key] = Target(
             service=service,
             upstream=upstream,
             allowed_paths=allowed,
-            openai_errors=(
-                service.model is not None or service.router is not None or service.router_replica
-            ),
+            openai_errors=service.model is not None or routed,
             forward_auth=forward or not service.auth,
             limits=compile_limits(service.key, limits),
             label=service.name if service.project == project else service.key,
@@ -145,9 +144,9 @@ def compile_snapshot(
     )
 
 
-def _covers_a_router(prefix: str) -> bool:
-    """Whether a rate limit is one of whole paths of a router: longer ones have no effect there
-    (a registry's server tells its users so, and counts on it)."""
+def _covers_a_router_path(prefix: str) -> bool:
+    """Whether a limit covers a path of a router as a whole. Those who register services count on
+    others having no effect where there is a router; an operator's file means what it says."""
     return any(path.startswith(prefix) for path in ROUTER_PATHS)
 
 

@@ -91,6 +91,47 @@ async def test_a_preflight_is_answered_here(gateway: Gateway) -> None:
     assert replica.untouched
 
 
+@pytest.mark.parametrize("path", ["/", "/v1", "/any/%252e/path?q", "*"])
+async def test_a_preflight_needs_no_token_no_room_and_no_replica(
+    gateway: Gateway, path: str
+) -> None:
+    gateway.auth = ALICE
+    limits = (RateLimit("/", 0.001, 0),)
+    await gateway.serve_by(
+        0, cors=Cors(), auth=True, rate_limits=limits, allowed_paths=("/v1/",), model="m"
+    )
+    client = await gateway.client()
+    for _ in range(3):
+        answer = await client.ask(get(path, method="OPTIONS"))
+        assert answer.status == 204
+        assert answer["Access-Control-Allow-Origin"] == "*"
+        assert answer["Access-Control-Allow-Methods"] == (
+            "GET, POST, PUT, DELETE, PATCH, OPTIONS, HEAD"
+        )
+    assert gateway.totals().rejections == {}
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "500 X", "302 Found", "204 X"])
+async def test_answers_of_any_status_are_for_every_origin(gateway: Gateway, status: str) -> None:
+    replica = await gateway.serve(cors=Cors())
+    replica.answers = reply(
+        b"",
+        "Access-Control-Allow-Origin: https://own.example",
+        "Access-Control-Allow-Methods: PATCH",
+        "Access-Control-Allow-Headers: X-Own",
+        "Access-Control-Allow-Credentials: true",
+        "Access-Control-Expose-Headers: X-Own",
+        status=status,
+    )
+    client = await gateway.client()
+    answer = await client.ask(get("/"))
+    assert answer["Access-Control-Allow-Origin"] == "*"
+    assert answer["Access-Control-Allow-Headers"] == "*"
+    assert "PATCH, OPTIONS" in answer["Access-Control-Allow-Methods"]
+    assert "Access-Control-Allow-Credentials" not in answer
+    assert answer["Access-Control-Expose-Headers"] == "X-Own"
+
+
 async def test_an_origin_that_may_not_ask_learns_nothing(gateway: Gateway) -> None:
     await gateway.serve(cors=Cors(origins=("https://app.example",)))
     client = await gateway.client()
