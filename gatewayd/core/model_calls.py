@@ -8,7 +8,6 @@ Of a body nothing but `model` is read, and no more of it than stands before its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -90,11 +89,13 @@ def forbidden(project: str) -> LocalReply:
 
 
 def model_list(models: Iterable[ModelTarget], project: str) -> LocalReply:
-    return _document({"object": "list", "data": [_model(model, project) for model in models]})
+    return replies.document(
+        {"object": "list", "data": [_model(model, project) for model in models]}
+    )
 
 
 def model_description(model: ModelTarget, project: str) -> LocalReply:
-    return _document(_model(model, project))
+    return replies.document(_model(model, project))
 
 
 def _model(model: ModelTarget, project: str) -> dict[str, Any]:
@@ -104,10 +105,6 @@ def _model(model: ModelTarget, project: str) -> dict[str, Any]:
         "created": model.created,
         "owned_by": project,
     }
-
-
-def _document(content: object) -> LocalReply:
-    return LocalReply(200, document=json.dumps(content).encode())
 
 
 class ModelName:
@@ -130,6 +127,8 @@ class ModelName:
         return self.known
 
     def _found(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.known:  # it stands there twice, and whether both are read depends on the pieces
+            return {}
         self.known = True
         value = found.get("model")
         if isinstance(value, str) and value:

@@ -153,6 +153,10 @@ URI_TOO_LONG: Final = LocalReply(
 INTERNAL: Final = LocalReply(500, "internal_error", "The gateway failed", close=True)
 
 
+def document(content: object) -> LocalReply:
+    return LocalReply(200, document=json.dumps(content).encode())
+
+
 def bad_request(message: str) -> LocalReply:
     return LocalReply(400, "bad_request", message, rejection="malformed", close=True)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gatewayd.core.reply import LocalReply
+from gatewayd.core.reply import LocalReply, document
 
 FINISH_REASONS: Final = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 _ERROR_MAX: Final = 2000  # of a replica's own words that are passed on
@@ -150,7 +150,7 @@ class Translation:
             usage = _usage(len(details["prefill"]), details["generated_tokens"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return _document({**self._frame("chat.completion"), "choices": choices, "usage": usage})
+        return document({**self._frame("chat.completion"), "choices": choices, "usage": usage})
 
     # --- streams
 
@@ -229,10 +229,6 @@ def _event(frame: object) -> bytes:
 
 
 DONE: Final = b"data: [DONE]\n\n"
-
-
-def _document(content: object) -> LocalReply:
-    return LocalReply(200, document=json.dumps(content).encode())
 
 
 # What such a server calls its errors, where a status would not say more.

@@ -5,7 +5,6 @@ Owns: the order. Does not own: each step (admit, forward, observe).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -30,6 +29,7 @@ from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.prompts import Prompts
 from gatewayd.proxy.served import Live, Served
+from gatewayd.proxy.waiting import Waiting
 
 if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
@@ -61,6 +61,7 @@ class Edge:
         self._served: dict[str, Served] = {}  # by host
         self._endpoints: dict[str, ModelEndpoint] = {}  # by host
         self.prompts = Prompts()
+        self.held_size = 0  # of bodies that are read for their model
         self._live: dict[str, Live] = {}  # by service
         self._id_prefix = os.urandom(8).hex().encode()
         self._id_count = 0
@@ -264,14 +265,13 @@ def _forwarded_lines(client: str, chain: str, proto: bytes, raw_host: bytes) -> 
     )
 
 
-class _Judging:
+class _Judging(Waiting):
     """An exchange that waits for an authority's word."""
 
     def __init__(self, edge: Edge, exchange: Exchange, served: Served) -> None:
+        super().__init__(edge.plane, exchange)
         self._edge = edge
-        self._exchange = exchange
         self._served = served
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         edge, exchange, served = self._edge, self._exchange, self._served
@@ -280,8 +280,7 @@ class _Judging:
         assert token is not None  # admit.token has refused its absence
         verdict = edge.authority.known(served.key, token)
         if verdict is Verdict.UNKNOWN:
-            exchange.running = self
-            self._task = edge.plane.spawn(self._ask(edge.authority, token))
+            self._wait(self._ask(edge.authority, token))
         else:
             self._go_on(admit.of_verdict(verdict))
 
@@ -298,20 +297,3 @@ class _Judging:
         else:
             self._served.meter.rejected(refusal.rejection)
             exchange.answer(refusal)
-
-    def client_gone(self) -> None:
-        self._exchange.status = 499
-        self._exchange.closed_by = "client"
-        if self._task is not None:
-            self._task.cancel()
-
-    def client_broke(self, reply: LocalReply) -> None:
-        self.client_gone()
-        self._exchange.running = None
-        self._exchange.answer(reply)
-
-    def client_paused(self) -> None:
-        """Nothing is being sent yet."""
-
-    def client_resumed(self) -> None:
-        """Nothing is being sent yet."""

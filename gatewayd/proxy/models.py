@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +41,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.served import Live, Served, cors_fields
 from gatewayd.proxy.tgi import TgiForward, adapt
+from gatewayd.proxy.waiting import Waiting
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -48,6 +49,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gatewayd.proxy")
 _CORS: Final = Cors()
+# Of bodies whose model is not known yet, in one worker: clients may send the model last.
+HELD_MAX: Final = 512 * 1024 * 1024
+_OVERLOADED: Final = LocalReply(
+    503, "overloaded", "Too many requests wait to be read", rejection="body_size", retry_after_s=1
+)
 # What is left to ask of a request when its service is known; tokens are judged apart.
 _STEPS: Final = (admit.body_size, admit.path, admit.rate_limit, admit.replica)
 
@@ -102,23 +108,19 @@ class ModelEndpoint:
             age = (b"Access-Control-Max-Age", b"%d" % _CORS.max_age)
             exchange.answer(LocalReply(204, headers=(*_cors_fields(), age)))
             return
-        call = ModelCall(edge, exchange, self)
-        call.start()
+        ModelCall(edge, exchange, self).start()
 
 
-class ModelCall:
-    """A request on its way to a service. `exchange.running` until that has it."""
-
-    _task: asyncio.Task[None] | None = None
+class ModelCall(Waiting):
+    """A request on its way to a service."""
 
     def __init__(self, edge: Edge, exchange: Exchange, endpoint: ModelEndpoint) -> None:
+        super().__init__(edge.plane, exchange)
         self._edge = edge
-        self._exchange = exchange
         self._endpoint = endpoint
 
     def start(self) -> None:
-        self._exchange.running = self
-        self._task = self._edge.plane.spawn(self._run())
+        self._wait(self._run())
 
     async def _run(self) -> None:
         exchange = self._exchange
@@ -170,16 +172,14 @@ class ModelCall:
         if isinstance(model.format, TgiFormat):
             await self._translate(model.format, served)
         else:
-            exchange.running = None
             self._edge.forward(exchange, served)
 
     async def _translate(self, form: TgiFormat, served: Served) -> None:
         edge, exchange = self._edge, self._exchange
-        body = await self._read_whole(served)
-        call = await adapt(exchange, body, form, edge.prompts)
+        pieces = await self._read_until(lambda data: False, served.max_body_size)
+        call = await adapt(exchange, b"".join(pieces), form, edge.prompts)
         if isinstance(call, LocalReply):
             raise RefusedError(call)
-        exchange.running = None
         TgiForward(edge.plane, exchange, served, call, form).start()
 
     def _model(self, name: str) -> ModelTarget:
@@ -216,35 +216,34 @@ class ModelCall:
     async def _read_model(self) -> str:
         """Reads as far as `model`, and puts back what it read."""
         exchange = self._exchange
-        payload = exchange.payload
         name = ModelName()
-        begun: list[bytes] = []
-        size = 0
         if exchange.length:
             exchange.send_continue()
-            while not name.known:
-                data = await self._read()
-                if not data:
-                    break
-                begun.append(data)
-                size += len(data)
-                if size > self._endpoint.max_body_size:
-                    raise RefusedError(replies.BODY_TOO_LARGE)
-                name.feed(data)
-            exchange.payload = BegunBody(begun, payload)  # type: ignore[assignment]
+            begun = await self._read_until(name.feed, self._endpoint.max_body_size)
+            exchange.payload = BegunBody(begun, exchange.payload)  # type: ignore[assignment]
         if name.value is None:
             raise RefusedError(NO_MODEL)
         return name.value
 
-    async def _read_whole(self, served: Served) -> bytes:
+    async def _read_until(self, enough: Callable[[bytes], bool], max_size: int) -> list[bytes]:
+        """Pieces of the body, the last one of which was `enough`, or all of it."""
+        edge = self._edge
         pieces: list[bytes] = []
         size = 0
-        while data := await self._read():
-            pieces.append(data)
-            size += len(data)
-            if size > served.max_body_size:
-                raise RefusedError(replies.BODY_TOO_LARGE)
-        return b"".join(pieces)
+        try:
+            while data := await self._read():
+                pieces.append(data)
+                size += len(data)
+                edge.held_size += len(data)
+                if size > max_size:
+                    raise RefusedError(replies.BODY_TOO_LARGE)
+                if enough(data):
+                    break
+                if edge.held_size > HELD_MAX:
+                    raise RefusedError(_OVERLOADED)
+        finally:
+            edge.held_size -= size
+        return pieces
 
     async def _read(self) -> bytes:
         payload = self._exchange.payload
@@ -268,25 +267,11 @@ class ModelCall:
             reply = replace(reply, headers=(*reply.headers, *_cors_fields()))
         exchange.answer(reply)
 
-    def client_gone(self) -> None:
-        self._exchange.status = 499
-        self._exchange.closed_by = "client"
-        if self._task is not None:
-            self._task.cancel()
-
     def client_broke(self, reply: LocalReply) -> None:
-        """The request body broke off its framing."""
-        if self._task is not None:
-            self._task.cancel()
-        self._exchange.closed_by = "client"
+        """As other refusals of this host."""
+        self.client_gone()
         self._exchange.close = True
         self._answer(reply)
-
-    def client_paused(self) -> None:
-        """Nothing is being sent yet."""
-
-    def client_resumed(self) -> None:
-        """Nothing is being sent yet."""
 
 
 def _cors_fields() -> tuple[tuple[bytes, bytes], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversation import Message, Replica, chunked, get, post, reply
+from conversation import Message, Replica, chunked, get, post, reply, until
 from harness import Gateway
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry, OpenAiFormat, TgiFormat
@@ -308,6 +308,27 @@ async def test_the_size_of_a_body_is_the_service_s(gateway: Gateway) -> None:
     for wire in replica.wires:
         assert b"0\r\n\r\n" not in await wire.gone()
     await large.stop()
+
+
+async def test_bodies_that_are_held_are_bounded_in_all(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatewayd.proxy.models.HELD_MAX", 1000)
+    replica = await open_endpoint(gateway)
+    replica.answers = reply()
+    begun = ask("POST", "/completions", "Content-Length: 900") + b'{"x": "' + b"x" * 800
+    holder = await gateway.client()
+    await holder.send(begun)
+    await until(lambda: gateway.edge.held_size > 800)
+    client = await gateway.client()
+    answer = await client.ask(begun)
+    assert answer.status == 503
+    assert error(answer)["code"] == "overloaded"
+    assert answer["Retry-After"] == "1"
+    client = await gateway.client()
+    assert (await client.ask(chat())).status == 200
+    holder.reset()
+    await until(lambda: not gateway.edge.held_size)
 
 
 async def test_a_service_without_replicas_is_503(gateway: Gateway) -> None:
