@@ -18,6 +18,8 @@ import sys
 
 from gatewayd.core.messages import (
     Ack,
+    Certificates,
+    Challenges,
     Configure,
     Drain,
     Message,
@@ -60,6 +62,13 @@ class Scripted:
                     self.loads.add(0)
             case Publish():
                 self.published(message, fds)
+            case Certificates():
+                names = [name for pair in message.pairs for name in pair.names]
+                self.note(frame="certificates", names=names, default=message.default)
+                self.channel.send(Ack(message.version))
+            case Challenges():
+                self.note(frame="challenges", http01=dict(message.http01), alpn=[*message.alpn])
+                self.channel.send(Ack(message.version))
             case Drain():
                 self.note(frame="drain", timeout=message.timeout)
                 if "stubborn" not in self.behaviour:

@@ -16,7 +16,13 @@ from gatewayd.bridge.claims import Claims
 from gatewayd.bridge.connection import RouterConnection
 from gatewayd.bridge.handler import PortHandler
 from gatewayd.bridge.peers import Peers
-from gatewayd.core.messages import Configure, Publish, ServiceTotals
+from gatewayd.core.messages import (
+    Certificates,
+    Challenges,
+    Configure,
+    Publish,
+    ServiceTotals,
+)
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.process import listen, run_process
@@ -82,6 +88,9 @@ class BridgeRole:
         for connection in port.server.each():
             if connection.idle and not connection.closing:
                 connection.finish()
+
+    def secure(self, message: Certificates | Challenges) -> None:
+        raise NotImplementedError("no client speaks to the bridge")
 
     def link(self, slot: int, fd: int) -> None:
         self._claims.link(slot, fd)

@@ -27,6 +27,7 @@ class Listen:
     http: tuple[ListenAddress, ...]
     admin: Address
     metrics: Address | None = None
+    https: tuple[ListenAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Control:
         services = self.state.services.values()
         replicas = sum(len(service.replicas) for service in services)
         return (
-            f"ready: {', '.join(f'http {address}' for address in self.addresses)}, "
+            f"ready: {', '.join(f'{each.scheme} {each.address}' for each in self.sockets.public)}, "
             f"admin {self.sockets.admin_address}; {len(self.workers.slots)} workers, "
             f"{len(services)} services, {replicas} replicas"
         )

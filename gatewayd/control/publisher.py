@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from gatewayd.control.compiler import Compiler
 from gatewayd.control.slot import SlotProcess
 from gatewayd.control.workers import Workers
-from gatewayd.core.messages import Publish
+from gatewayd.core.messages import CertificatePair, Certificates, Challenges, Publish
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class Publisher:
         self._on_published = on_published
         self._version = 0  # the last number given away, whatever for
         self._snapshot: Snapshot | None = None
+        self._certificates: Certificates | None = None
+        self._challenges: Challenges | None = None
         self._ports: dict[int, BridgePort] = {}
         self._ports_version = 0
         self._acked_ports: dict[int, BridgePort] = {}
@@ -84,11 +86,35 @@ class Publisher:
         # Outside of the lock: a worker that hangs delays who waits for it, not the next snapshot.
         await _acknowledged(self._workers.ready(), version)
 
+    async def certify(self, pairs: tuple[CertificatePair, ...], default: str | None) -> None:
+        """Returns when every ready worker uses these in handshakes."""
+        self._version += 1
+        self._certificates = Certificates(self._version, pairs, default)
+        await self._secure(self._certificates)
+
+    async def challenge(
+        self, http01: Mapping[str, str], alpn: Mapping[str, CertificatePair]
+    ) -> None:
+        """Returns when an authority that asks any ready worker finds these."""
+        self._version += 1
+        self._challenges = Challenges(self._version, http01, alpn)
+        await self._secure(self._challenges)
+
+    async def _secure(self, message: Certificates | Challenges) -> None:
+        for process in self._workers.alive():
+            process.send(message)
+        await _acknowledged(self._workers.ready(), message.version)
+
     def greet(self, process: SlotProcess) -> None:
         """A process was born: it gets the newest at once, and becomes ready with it."""
         if process.role == "bridge":
             self._send_ports(process)
-        elif self._snapshot is not None:
+            return
+        # First, because the first snapshot opens the listeners.
+        for message in (self._certificates, self._challenges):
+            if message is not None:
+                process.send(message)
+        if self._snapshot is not None:
             process.send(Publish(self._snapshot))
 
     def up_to_date(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gatewayd.config.model import Config
 from gatewayd.core.model import Address, UnixAddress
@@ -40,10 +41,11 @@ class Sockets:
         """All or none. Raises ListenError."""
         passed = systemd_sockets(environ, os.getpid())
         try:
-            for listen in config.listen.http:
+            addresses = [(address, False) for address in config.listen.http]
+            for listen, tls in (*addresses, *((address, True) for address in config.listen.https)):
                 if listen.address is None:
                     assert listen.fd_name is not None
-                    self.public.append(adopt_passed(listen.fd_name, passed))
+                    listener = adopt_passed(listen.fd_name, passed)
                 else:
                     listener = bind_slots(
                         str(listen),
@@ -52,8 +54,8 @@ class Sockets:
                         mode=_PUBLIC_MODE,
                         takeover=takeover,
                     )
-                    self.public.append(listener)
                     self._remember(listen.address)
+                self.public.append(replace(listener, tls=tls))
             self.admin = bind_one(config.listen.admin, mode=_ADMIN_MODE)
             self._remember(config.listen.admin)
             if config.listen.metrics is not None:

@@ -131,7 +131,11 @@ class Status:
 
     def _listeners(self) -> list[dict[str, Any]]:
         listeners = [
-            {"kind": "http", "name": listener.name, "address": str(listener.address)}
+            {
+                "kind": listener.scheme,
+                "name": listener.name,
+                "address": str(listener.address),
+            }
             for listener in self._sockets.public
         ]
         admin, metrics = self._sockets.admin_address, self._sockets.metrics_address

@@ -160,7 +160,7 @@ class Workers:
 
     def _for_worker(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
         sockets = [listener.for_slot(slot.number) for listener in self._listeners]
-        specs = tuple(ListenerSpec(listener.name, listener.kind) for listener in self._listeners)
+        specs = tuple(ListenerSpec(each.name, each.kind, each.tls) for each in self._listeners)
         fds = [self._loads.fd, self._buckets_fd, *(sock.fileno() for sock in sockets)]
         return self._configure(slot, incarnation, specs), fds
 

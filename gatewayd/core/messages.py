@@ -2,14 +2,17 @@
 
 Owns: the frames. Does not own: how they travel (net.channel).
 
-Control -> process: `Configure` once, then `Publish`, `Link`, `ReopenLogs`, at last `Drain`.
-Process -> control: `Ready` once, an `Ack` for each `Publish`, a `Report` once a second.
+Control -> process: `Configure` once, then `Certificates`, `Challenges`, `Publish`, `Link`,
+`ReopenLogs`, at last `Drain`. Process -> control: `Ready` once, an `Ack` for each frame with a
+version, a `Report` once a second.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Limits, Log
 from gatewayd.core.snapshot import BridgeSnapshot, Snapshot
 
@@ -20,6 +23,7 @@ class ListenerSpec:
 
     name: str  # as the operator wrote it
     kind: str  # "tcp" | "unix"
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,39 @@ class Publish:
 
     snapshot: Snapshot | BridgeSnapshot
     new_ports: tuple[int, ...] = ()
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """A certificate with its chain, and its private key, as PEM. `names` are what it is served
+    for: lower case, exact or `*.` and the rest."""
+
+    names: tuple[str, ...]
+    chain: bytes
+    key: bytes = field(repr=False)
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """All certificates, for workers; latest wins, and new handshakes use them. `default` is one
+    of their names: whose certificate a client gets that names none, or one that is not served."""
+
+    version: int
+    pairs: tuple[CertificatePair, ...]
+    default: str | None = None
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class Challenges:
+    """What an ACME authority is to find at the workers (RFC 8555, 8.3; RFC 8737); latest wins.
+    `alpn`: by the name that is to be proven, its challenge certificate."""
+
+    version: int
+    http01: Mapping[str, str] = field(default_factory=dict)  # token -> key authorization
+    alpn: Mapping[str, CertificatePair] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +142,5 @@ class Report:
     unreachable: tuple[str, ...] = ()  # ids of endpoints that refused a connection since the last
 
 
-Message = Configure | Publish | Link | Drain | ReopenLogs | Ready | Ack | Report
+Published = Publish | Certificates | Challenges
+Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report

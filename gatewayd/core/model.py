@@ -154,6 +154,29 @@ class RouterSpec:
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class FileCertificate:
+    """Where a certificate with its chain, and its private key, are kept current by somebody else.
+
+    `default`: it is shown to clients that name no host, or one that is not served.
+    """
+
+    cert: str
+    key: str
+    default: bool = False
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class Hsts:
+    """RFC 6797: browsers are to come by HTTPS only, for `max_age` seconds from each answer on."""
+
+    max_age: int
+    subdomains: bool = False
+    preload: bool = False
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class Service:
     """A registered application. `key` is its identity: `<project>/<name>`."""
 
@@ -174,6 +197,9 @@ class Service:
     router_replica: bool = False  # its replicas are routers themselves
     replicas: tuple[Replica, ...] = ()
     debug_headers: bool = False  # answers name their replica
+    https: bool = False  # plain HTTP is redirected
+    hsts: Hsts | None = None
+    certificate: FileCertificate | None = None  # its own; None: whichever covers its domains
     origin: Origin = "file"
 
     @property

@@ -150,6 +150,10 @@ URI_TOO_LONG: Final = LocalReply(
     414, "uri_too_long", "The request line is longer than accepted",
     rejection="request_line", close=True,
 )  # fmt: skip
+PLAIN_HTTP: Final = LocalReply(
+    400, "bad_request", "This address speaks HTTPS, and the request came as plain HTTP",
+    rejection="tls_plain_http", close=True,
+)  # fmt: skip
 INTERNAL: Final = LocalReply(500, "internal_error", "The gateway failed", close=True)
 
 
@@ -159,6 +163,19 @@ def document(content: object) -> LocalReply:
 
 def bad_request(message: str) -> LocalReply:
     return LocalReply(400, "bad_request", message, rejection="malformed", close=True)
+
+
+def to_https(method: str, host: str, target: str, port: int) -> LocalReply:
+    """The same place, secured. A client that was sent elsewhere with 301 may come as GET, without
+    its body; 308 leaves no choice."""
+    place = target if target.startswith("/") else "/"  # `*` is no place
+    where = host if port == 443 else f"{host}:{port}"
+    return LocalReply(
+        301 if method in ("GET", "HEAD") else 308,
+        "https_required",
+        "This service is served by HTTPS",
+        headers=((b"Location", f"https://{where}{place}".encode("utf-8", "surrogateescape")),),
+    )
 
 
 def too_many(retry_after_s: int) -> LocalReply:

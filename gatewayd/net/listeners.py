@@ -36,6 +36,11 @@ class Listener:
     name: str  # as the operator wrote it
     kind: Literal["tcp", "unix"]
     sockets: tuple[socket.socket, ...]
+    tls: bool = False
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
 
     def for_slot(self, slot: int) -> socket.socket:
         return self.sockets[slot % len(self.sockets)]

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from gatewayd.proxy.handler import Edge
 
 
+def https(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    return edge.to_https(exchange) if served.https and not exchange.secure else None
+
+
 def body_size(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
     if exchange.length > served.max_body_size:
         return replies.BODY_TOO_LARGE
@@ -96,4 +100,4 @@ def of_verdict(verdict: Verdict) -> LocalReply | None:
     return replies.FORBIDDEN if verdict is Verdict.NO else replies.AUTH_UNAVAILABLE
 
 
-STEPS = (body_size, preflight, path, rate_limit, token, replica)
+STEPS = (https, body_size, preflight, path, rate_limit, token, replica)

@@ -43,6 +43,8 @@ _LINGER_SIZE: Final = 64 * 1024 * 1024
 class ClientConnection(RequestHandler):
     """One client. At most one exchange runs; what comes behind it waits as raw bytes."""
 
+    secure = False  # whether the client speaks HTTPS with us
+
     __slots__ = (
         "_advancing",
         "_counted",

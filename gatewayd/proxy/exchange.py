@@ -44,6 +44,7 @@ class Exchange:
     # Defaults of the class instead of slots: an exchange sets what it needs, and most need little.
     head: RequestHead = None  # type: ignore[assignment]
     host = ""
+    secure = False  # by HTTPS, with us or with a trusted proxy
     request_id = b""
     served: Served | None = None
     length = 0
@@ -121,7 +122,7 @@ class Exchange:
             request_id=self.request_id,
             date=connection.date(),
             close=self.close,
-            lines=b"" if served is None else served.cors_lines(noted.get(b"origin")),
+            lines=b"" if served is None else served.lines(noted.get(b"origin"), secure=self.secure),
         )
         if self.method == "HEAD" or reply.status == 204:
             body = b""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gatewayd.proxy")
 _MAX_ID: Final = 128
+_PROTO: Final = (b"http", b"https")  # by whether it is secure
+_CHALLENGES: Final = "/.well-known/acme-challenge"
 _SANE_ID: Final = frozenset(
     b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/+=@"
 )
@@ -57,6 +59,8 @@ class Edge:
         self.draining = False
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
+        self.https_port = 443  # at which a client that was sent there finds us
+        self.challenges: Mapping[str, str] = {}  # of ACME (RFC 8555, 8.3): token -> answer
         self._addresses = ClientAddresses(())
         self._served: dict[str, Served] = {}  # by host
         self._endpoints: dict[str, ModelEndpoint] = {}  # by host
@@ -125,16 +129,31 @@ class Edge:
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
         self._read_head(exchange)
+        if self.challenges and (reply := self._challenge(exchange)):
+            return reply
         served = self._served.get(exchange.host)
         if served is None:
-            if exchange.host in self._endpoints:
-                return None
-            return unknown_host(exchange.method, exchange.target)
+            endpoint = self._endpoints.get(exchange.host)
+            if endpoint is None:
+                return unknown_host(exchange.method, exchange.target)
+            return self.to_https(exchange) if endpoint.https and not exchange.secure else None
         exchange.served = served
         for step in admit.STEPS:
             if refusal := step(self, exchange, served):
                 return refusal
         return None
+
+    def _challenge(self, exchange: Exchange) -> LocalReply | None:
+        """Whatever the host: an authority asks before anybody is served there."""
+        path, _, token = exchange.target.rpartition("/")
+        answer = self.challenges.get(token) if path == _CHALLENGES else None
+        return None if answer is None else LocalReply(200, message=answer)
+
+    def to_https(self, exchange: Exchange) -> LocalReply:
+        # Who came to a port of ours finds the other one; else the usual ones are in front of both.
+        raw_host = exchange.connection.raw_host
+        port = self.https_port if raw_host.rpartition(b":")[2].isdigit() else 443
+        return replies.to_https(exchange.method, exchange.host, exchange.target, port)
 
     def forward(self, exchange: Exchange, served: Served) -> None:
         prefix = served.service.strip_prefix
@@ -205,7 +224,7 @@ class Edge:
             connection.host = host_name(raw_host)
             connection.raw_host = raw_host
             connection.forwarded_lines = _forwarded_lines(
-                connection.peer, connection.peer, b"http", raw_host
+                connection.peer, connection.peer, _PROTO[connection.secure], raw_host
             )
         exchange.host = connection.host
         if not exchange.host and exchange.http11:
@@ -215,6 +234,7 @@ class Edge:
         exchange.upstream_target = exchange.target
         self._read_framing(exchange, noted)
         exchange.forwarded_lines = connection.forwarded_lines
+        exchange.secure = connection.secure
         if self._addresses.any and self._addresses.trusts(connection.peer):
             self._believe(exchange, noted, raw_host)
 
@@ -223,7 +243,9 @@ class Edge:
         forwarded_for = noted.get(b"x-forwarded-for")
         exchange.client, chain = self._addresses.client(exchange.client, forwarded_for)
         proto = noted.get(b"x-forwarded-proto", b"")
-        proto = proto if proto in (b"http", b"https") else b"http"
+        if proto not in _PROTO:
+            proto = _PROTO[exchange.secure]
+        exchange.secure = proto == b"https"
         exchange.forwarded_lines = _forwarded_lines(exchange.client, chain, proto, raw_host)
         theirs = noted.get(b"x-request-id")
         if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):

@@ -125,6 +125,8 @@ def response_head(
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
     if served.cors is not None:
         parts.append(response_headers(served.cors, exchange.head.noted.get(b"origin")))
+    if served.hsts and exchange.secure:
+        parts.append(served.hsts)
     if served.from_bridge or served.debug_headers:
         parts.append(b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode()))
     if exchange.close:

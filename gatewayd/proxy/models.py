@@ -74,6 +74,7 @@ class ModelEndpoint:
     ) -> None:
         self.project = target.project
         self.auth = target.auth
+        self.https = target.https
         self.models = {model.name: model for model in target.models}
         # More than any of its services takes need not be read to know which.
         self.max_body_size = max(

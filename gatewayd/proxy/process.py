@@ -16,11 +16,14 @@ from typing import Final, Protocol
 
 from gatewayd.core.messages import (
     Ack,
+    Certificates,
+    Challenges,
     Configure,
     Drain,
     Link,
     Message,
     Publish,
+    Published,
     Ready,
     ReopenLogs,
     Report,
@@ -51,6 +54,9 @@ class Role(Protocol):
     async def publish(self, message: Publish, fds: list[int]) -> None:
         """Make a snapshot effective; it is acknowledged when this returns."""
 
+    def secure(self, message: Certificates | Challenges) -> None:
+        """Use these in handshakes from now on."""
+
     def link(self, slot: int, fd: int) -> None:
         """A link to the process that holds `slot` now."""
 
@@ -76,7 +82,7 @@ class DataProcess:
         )
         self._configure: Configure | None = None
         self._plane: Plane | None = None
-        self._publishing: asyncio.Queue[tuple[Publish, list[int]]] = asyncio.Queue()
+        self._publishing: asyncio.Queue[tuple[Published, list[int]]] = asyncio.Queue()
         self._ready = False
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +132,7 @@ class DataProcess:
             self._plane.on_unreachable = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout
             self._role.configure(self._plane, message, fds[1:])
-        elif isinstance(message, Publish):
+        elif isinstance(message, Publish | Certificates | Challenges):
             self._publishing.put_nowait((message, fds))
         elif isinstance(message, Link):
             self._role.link(message.slot, fds[0])
@@ -136,9 +142,13 @@ class DataProcess:
             self._role.reopen_logs()
 
     async def _publish_all(self) -> None:
-        """One at a time and in order; the first makes the process ready."""
+        """One at a time and in order; the first snapshot makes the process ready."""
         while True:
             message, fds = await self._publishing.get()
+            if not isinstance(message, Publish):
+                self._role.secure(message)
+                self._send(Ack(message.version))
+                continue
             await self._role.publish(message, fds)
             if not self._ready:
                 self._become_ready()
@@ -234,11 +244,11 @@ async def listen(
     """Accept on a socket that control opened."""
     sock.setblocking(False)
     if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_server(server, sock=sock, backlog=_BACKLOG)
+        return await loop.create_unix_server(server.accept, sock=sock, backlog=_BACKLOG)
     # Accepted connections inherit these, which saves two calls for each.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return await loop.create_server(server, sock=sock, backlog=_BACKLOG)
+    return await loop.create_server(server.accept, sock=sock, backlog=_BACKLOG)
 
 
 def run_process(channel_fd: int, role: Role) -> int:

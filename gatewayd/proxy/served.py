@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gatewayd.core import reply as replies
 from gatewayd.core.balancer import Ejections, pick
-from gatewayd.core.model import Cors, Endpoint, RouterTraits
+from gatewayd.core.model import Cors, Endpoint, Hsts, RouterTraits
 from gatewayd.core.snapshot import Target
 from gatewayd.proxy.observe import Meter
 
@@ -55,6 +55,8 @@ class Served:
         "denied_paths",
         "forward_auth",
         "from_bridge",
+        "hsts",
+        "https",
         "key",
         "label",
         "limits",
@@ -121,7 +123,11 @@ class Served:
         self.openai_errors = target.openai_errors
         self.forward_auth = target.forward_auth
         self.cors = service.cors
+        self.https = service.https
+        self.hsts = hsts_line(service.hsts)
         self.strip_response = _CORS_FIELDS if self.cors else frozenset()
+        if self.hsts:
+            self.strip_response |= {b"strict-transport-security"}
         self.strip_router_response = self.strip_response | self.traits.strip_response
         self.refuse_redirects = False
         self.unsized_errors = False  # they end with their connection: their size is not believed
@@ -162,12 +168,22 @@ class Served:
             now=plane.loop.time(),
         )
 
-    def cors_lines(self, origin: bytes | None) -> bytes:
-        """What every answer to a browser carries, a refusal too: else its script cannot read it."""
-        return b"" if self.cors is None else response_headers(self.cors, origin)
+    def lines(self, origin: bytes | None, *, secure: bool) -> bytes:
+        """What every answer carries, a refusal too: else a browser's script cannot read it."""
+        lines = b"" if self.cors is None else response_headers(self.cors, origin)
+        return lines + self.hsts if secure else lines
 
     def __repr__(self) -> str:
         return f"<Served {self.key} [{len(self.upstream.endpoints)} endpoints]>"
+
+
+def hsts_line(hsts: Hsts | None) -> bytes:
+    """Of every answer over HTTPS, in place of a replica's own (RFC 6797, 7.2)."""
+    if hsts is None:
+        return b""
+    subdomains = b"; includeSubDomains" if hsts.subdomains else b""
+    preload = b"; preload" if hsts.preload else b""
+    return b"Strict-Transport-Security: max-age=%d%b%b\r\n" % (hsts.max_age, subdomains, preload)
 
 
 def response_headers(cors: Cors, origin: bytes | None) -> bytes:

@@ -47,6 +47,10 @@ class EdgeServer(web.Server):
             max_headers=limits.headers,
         )
 
+    def accept(self) -> asyncio.BaseProtocol:
+        """What speaks with a connection that was accepted."""
+        return self()
+
     def each(self) -> list[ClientConnection]:
         return [c for c in self._connections if isinstance(c, ClientConnection)]
 

@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from gatewayd.core.messages import Configure, Publish, ServiceTotals
+from gatewayd.core.messages import (
+    Certificates,
+    Challenges,
+    Configure,
+    Publish,
+    ServiceTotals,
+)
 from gatewayd.core.snapshot import Snapshot
 from gatewayd.net.buckets import SharedStore
+from gatewayd.net.tls import Contexts
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.process import listen, run_process
 from gatewayd.proxy.server import EdgeServer
+from gatewayd.proxy.tls_server import TlsServer
 
 
 class WorkerRole:
@@ -25,24 +33,40 @@ class WorkerRole:
     def __init__(self) -> None:
         self._plane: Plane = None  # type: ignore[assignment]  # both come with `configure`
         self._edge: Edge = None  # type: ignore[assignment]
-        self._sockets: list[socket.socket] = []
+        self._contexts = Contexts()
+        self._sockets: list[tuple[socket.socket, bool]] = []  # and whether it is for HTTPS
         self._listeners: list[asyncio.Server] = []
 
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane
-        self._sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
+        self._sockets = [
+            (socket.socket(fileno=fd), listener.tls)
+            for fd, listener in zip(fds[1:], configure.listeners, strict=True)
+        ]
         buckets = SharedStore.attach(fds[0], alone=configure.slots <= 2)  # one worker, the bridge
         self._edge = Edge(plane, configure.limits, buckets, AccessLog(configure.log))
+        self._edge.https_port = _port(self._sockets)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         assert isinstance(message.snapshot, Snapshot)
         self._edge.apply(message.snapshot)
         # The first snapshot: before it there was nothing to serve, so nobody was accepted.
         if not self._listeners and not self._edge.draining:
-            server = EdgeServer(self._edge, self._plane.loop)
-            self._plane.servers.append(server)
-            for sock in self._sockets:
+            await self._listen(EdgeServer(self._edge, self._plane.loop), tls=False)
+            await self._listen(TlsServer(self._edge, self._plane.loop, self._contexts), tls=True)
+
+    async def _listen(self, server: EdgeServer, *, tls: bool) -> None:
+        self._plane.servers.append(server)
+        for sock, is_tls in self._sockets:
+            if is_tls is tls:
                 self._listeners.append(await listen(self._plane.loop, server, sock))
+
+    def secure(self, message: Certificates | Challenges) -> None:
+        if isinstance(message, Certificates):
+            self._contexts.replace(message.pairs, message.default)
+        else:
+            self._contexts.challenge(message.alpn)
+            self._edge.challenges = message.http01
 
     def link(self, slot: int, fd: int) -> None:
         self._plane.asker.link(fd)
@@ -68,6 +92,14 @@ class WorkerRole:
             await self._edge.prompts.aclose()
             self._edge.access_log.close()
             self._plane.asker.close()
+
+
+def _port(sockets: list[tuple[socket.socket, bool]]) -> int:
+    """The first port for HTTPS; the usual one where there is none, or only a Unix socket."""
+    for sock, tls in sockets:
+        if tls and sock.family != socket.AF_UNIX:
+            return int(sock.getsockname()[1])
+    return 443
 
 
 def main(channel_fd: int) -> int:

@@ -135,9 +135,12 @@ class Plant:
 
     def frames(self, kind: str, pid: int | None = None) -> list[dict[str, Any]]:
         """What the processes say they got."""
+        return [f for f in self.frames_of(pid) if f["frame"] == kind]
+
+    def frames_of(self, pid: int | None) -> list[dict[str, Any]]:
+        """The same of whatever kind, in order; of one process, or of all."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        frames = [json.loads(line) for line in lines]
-        return [f for f in frames if f["frame"] == kind and pid in (None, f["pid"])]
+        return [f for f in map(json.loads, lines) if pid in (None, f["pid"])]
 
     async def all_ready(self) -> None:
         await until(self.publisher.up_to_date, "all workers ready")

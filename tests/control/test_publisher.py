@@ -14,6 +14,7 @@ from plant import Plant, service, until
 
 from gatewayd.control import leases as leases_module
 from gatewayd.control import publisher as publisher_module
+from gatewayd.core.messages import CertificatePair
 from gatewayd.net.loads import LoadTable
 
 MakePlant = Callable[..., Plant]
@@ -229,3 +230,21 @@ async def test_a_full_range_of_ports_leaves_the_service_working(
         assert list(target["endpoints"]) == ["a", "b"]
         assert plant.publisher.bridge_port(KEY, "b") is None
     assert "main/llama: replica b: no free bridge port" in caplog.text
+
+
+async def test_certificates_reach_every_worker_also_one_born_later(make_plant: MakePlant) -> None:
+    async with make_plant() as plant:
+        pair = CertificatePair(("a.example", "*.b.example"), b"chain", b"key")
+        await plant.publisher.certify((pair,), "a.example")
+        await plant.publisher.publish()
+        await plant.all_ready()
+        await plant.publisher.challenge({"token": "answer"}, {"c.example": pair})
+        assert [frame["alpn"] for frame in plant.frames("challenges")] == [["c.example"]] * 2
+        plant.process(0).kill(signal.SIGKILL)
+        await until(lambda: "ready worker 0.2" in plant.events)
+        kinds = [f["frame"] for f in plant.frames_of(plant.process(0).pid)]
+        assert kinds[:4] == ["configure", "certificates", "challenges", "snapshot"]
+        (frame,) = plant.frames("certificates", plant.process(0).pid)
+        assert frame["names"] == ["a.example", "*.b.example"]
+        assert frame["default"] == "a.example"
+        assert "key" not in repr(pair)

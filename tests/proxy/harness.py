@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from conversation import Replica, Wire, open_tcp, open_unix, until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.messages import ServiceTotals
+from gatewayd.core.messages import CertificatePair, ServiceTotals
 from gatewayd.core.model import (
     Auth,
     Endpoint,
@@ -30,11 +31,13 @@ from gatewayd.core.model import Replica as Registered
 from gatewayd.core.snapshot import compile_snapshot
 from gatewayd.net.buckets import LocalStore
 from gatewayd.net.loads import LoadTable
+from gatewayd.net.tls import Contexts
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.process import listen
 from gatewayd.proxy.server import EdgeServer
+from gatewayd.proxy.tls_server import TlsServer
 
 
 class Gateway:
@@ -50,6 +53,7 @@ class Gateway:
         table.close()
         self.plane = Plane(self.loop, self.loads)
         self.edge = Edge(self.plane, Limits(), LocalStore(), AccessLog(log or Log(access="off")))
+        self.contexts = Contexts()
         self.server = EdgeServer(self.edge, self.loop)
         self.plane.servers.append(self.server)
         self.services: dict[str, Service] = {}
@@ -72,6 +76,27 @@ class Gateway:
         self.port: int = sock.getsockname()[1]
         self._listeners.append(await listen(self.loop, self.server, sock))
         self.plane.start()
+
+    async def listen_tls(self, *pairs: CertificatePair, default: str | None = None) -> None:
+        """A second port, for HTTPS."""
+        self.contexts.replace(pairs, default)
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        self.tls_port: int = sock.getsockname()[1]
+        self.edge.https_port = self.tls_port
+        server = TlsServer(self.edge, self.loop, self.contexts)
+        self.plane.servers.append(server)
+        self._listeners.append(await listen(self.loop, server, sock))
+
+    async def tls_client(
+        self, context: ssl.SSLContext, name: str = "chat.example", **more: Any
+    ) -> Wire:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.tls_port, ssl=context, server_hostname=name, **more
+        )
+        wire = Wire(reader, writer)
+        self.clients.append(wire)
+        return wire
 
     async def listen_unix(self) -> Path:
         path = self.directory / "edge.sock"
@@ -142,8 +167,8 @@ class Gateway:
 
     # --- clients
 
-    async def client(self, *, receive_buffer: int | None = None) -> Wire:
-        wire = await open_tcp(self.port, receive_buffer=receive_buffer)
+    async def client(self, port: int = 0, *, receive_buffer: int | None = None) -> Wire:
+        wire = await open_tcp(port or self.port, receive_buffer=receive_buffer)
         self.clients.append(wire)
         return wire
 
@@ -168,7 +193,10 @@ class Gateway:
 
     async def settle_clients(self) -> None:
         """Returns when the gateway has noticed that every client left."""
-        await until(lambda: not self.server.connections, "client connections are closed")
+        servers = self.plane.servers
+        await until(
+            lambda: not any(s.connections for s in servers), "client connections are closed"
+        )
 
     # --- the end of every test
 

@@ -1,0 +1,70 @@
+"""HTTPS: client connections that begin with a handshake.
+
+Owns: bounds of a handshake, what is counted of a failed one, what a client is told that speaks in
+the clear. Does not own: the handshake (net.tls_transport), requests (connection, handler).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from aiohttp import web
+
+from gatewayd.core import reply as replies
+from gatewayd.net.tls import Contexts
+from gatewayd.net.tls_transport import TlsTransport
+from gatewayd.proxy.connection import ClientConnection
+from gatewayd.proxy.handling import Handler
+from gatewayd.proxy.peers import PeerCounts
+from gatewayd.proxy.server import EdgeServer
+
+
+class TlsConnection(ClientConnection):
+    """One client, its bytes secured below."""
+
+    __slots__ = ("_shaking",)
+    secure = True
+
+    def __init__(
+        self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
+    ) -> None:
+        super().__init__(server, handler, peers, **kwargs)
+        self._shaking = True
+
+    def secured(self) -> None:
+        self._shaking = False
+        self._idle_since = self._loop.time()
+
+    def insecure(self, reason: str) -> bytes:
+        self._shaking = False
+        self.closing = True
+        if reason == "plain_http":
+            return self._handler.malformed(self, replies.PLAIN_HTTP)
+        self._handler.dropped(f"tls_{reason}", None)
+        return b""
+
+    def sweep(self, now: float) -> None:
+        if not self._shaking:
+            super().sweep(now)
+        elif now - self._idle_since > self._handler.limits.header_timeout:
+            self._shaking = False
+            self._handler.dropped("tls_timeout", None)
+            self.abort()
+
+    @property
+    def idle(self) -> bool:
+        return not self._shaking and super().idle
+
+
+class TlsServer(EdgeServer):
+    """A server behind HTTPS listeners."""
+
+    def __init__(
+        self, handler: Handler, loop: asyncio.AbstractEventLoop, contexts: Contexts
+    ) -> None:
+        super().__init__(handler, loop, TlsConnection)
+        self._contexts = contexts
+
+    def accept(self) -> asyncio.BaseProtocol:
+        return TlsTransport(self._contexts, cast(TlsConnection, self()))
