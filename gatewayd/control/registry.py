@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ from typing import Final, Protocol
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.state import State, find_replica
-from gatewayd.core.entrypoint import Entrypoint
+from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.model import Auth, Replica, Service
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,17 @@ class Registry:
         if service.key in self._state.services:
             raise RefusedError(f"Service {service.key} is already registered")
         check_domains(self._state.services, [service])
+        check_entrypoints(self._state.all_entrypoints(), [service])
         self._state.services[service.key] = service
+        if service.model is not None:
+            # A name that another service of the project had is this one's from now on.
+            self._state.models[service.project, service.model] = ModelEntry(
+                service.project,
+                service.model,
+                service.name,
+                created=int(time.time()),
+                format=service.model_format,
+            )
         _log.info("service %s registered: %s", service.key, ", ".join(service.domains))
         await self._publish()
 
@@ -81,7 +92,17 @@ class Registry:
                 "remove it there and reload"
             )
         del self._state.services[key]
+        for name, model in list(self._state.models.items()):
+            if model.service_key == key:
+                del self._state.models[name]
         _log.info("service %s unregistered", key)
+        await self._publish()
+
+    async def add_entrypoint(self, entrypoint: Entrypoint) -> None:
+        """One for each project; the last one registered counts."""
+        check_entrypoints([entrypoint], self._state.services.values())
+        self._state.entrypoints[entrypoint.project] = entrypoint
+        _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
         await self._publish()
 
     # --- replicas ------------------------------------------------------------------------------
@@ -168,6 +189,7 @@ class Registry:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
         check_peers(services.values())
+        check_entrypoints(self._state.entrypoints.values(), services.values())
         self._state.services = dict(services)
         self._state.auth = auth
         self._state.trusted_proxies = trusted_proxies
@@ -202,6 +224,17 @@ def check_peers(services: Iterable[Service]) -> None:
         apart = service.router is not None and service.router.pd_disaggregation
         if apart and any(replica.peer_host is None for replica in service.replicas):
             raise RefusedError(NO_INTERNAL_IP)
+
+
+def check_entrypoints(entrypoints: Iterable[Entrypoint], services: Iterable[Service]) -> None:
+    """A domain leads to a service or to models, not to both."""
+    taken = {domain for service in services for domain in service.domains}
+    for entrypoint in entrypoints:
+        if entrypoint.domain in taken:
+            raise RefusedError(
+                f"Domain name '{entrypoint.domain}' cannot be that of a service and of the models "
+                f"of project {entrypoint.project}"
+            )
 
 
 def check_domains(taken: Mapping[str, Service], new: Iterable[Service]) -> None:

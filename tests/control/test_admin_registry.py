@@ -25,7 +25,7 @@ FULL = {
     "auth": False,
     "client_max_body_size": 1048576,
     "options": {
-        "openai": {"model": {"type": "chat"}, "type": "chat", "name": "m", "prefix": "/v1"}
+        "openai": {"model": {"type": "chat", "name": "m", "format": "openai", "prefix": "/v1"}}
     },
     "ssh_private_key": "-----BEGIN",
     "id": "0" * 32,

@@ -87,11 +87,13 @@ class Whole:
     engines: dict[str, Replica]
     tgi: TextGeneration
 
-    def client(self, *, key: str = TOKEN, v1: bool = True, **options: Any) -> openai.AsyncOpenAI:
+    def client(
+        self, *, key: str = TOKEN, v1: bool = True, host: str = "gateway.test", **options: Any
+    ) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
             base_url=f"{self.gateway.url}/v1" if v1 else self.gateway.url,
             api_key=key,
-            default_headers={"Host": "gateway.test"},
+            default_headers={"Host": host},
             max_retries=0,
             timeout=10,
             **options,
@@ -262,8 +264,15 @@ async def test_refusals(whole: Whole) -> None:
 
 async def test_a_registered_model_comes_and_goes(whole: Whole) -> None:
     gateway = whole.gateway
-    body = {"run_name": "later", "domain": "later.test", "auth": False, "model": "later"}
+    model = {"type": "chat", "name": "later", "format": "openai", "prefix": "/v1"}
+    options = {"openai": {"model": model}}
+    body = {"run_name": "later", "domain": "later.test", "auth": False, "options": options}
     await gateway.change("register", body)
+    entrypoint = {"domain": "models.later.test", "https": False}
+    path = "/api/registry/main/entrypoints/register"
+    assert await gateway.call("POST", path, entrypoint) == (200, {"status": "ok"})
+    async with whole.client(host="models.later.test") as client:
+        assert "later" in [model.id async for model in client.models.list()]
     async with whole.client() as client:
         await gateway.add("later", "a", str(whole.engines["later"].path))
         answer = await client.chat.completions.create(model="later", messages=WORDS, max_tokens=1)

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from gatewayd.control.api.model_bodies import EntrypointBody
 from gatewayd.control.api.replies import ok, read_body, reply, validate
 from gatewayd.control.api.schemas import (
+    NOT_YET,
     RegisterReplicaBody,
     RegisterServiceBody,
     WithdrawBody,
@@ -43,6 +45,9 @@ class RegistryCalls:
         app.router.add_get("/api/services/list", self.list_services)
         app.router.add_post(f"{_SERVICES}/register", self.register_service)
         app.router.add_post(f"{_SERVICES}/{{run}}/unregister", self.unregister_service)
+        app.router.add_post(
+            "/api/registry/{project}/entrypoints/register", self.register_entrypoint
+        )
         app.router.add_post(f"{_REPLICAS}/register", self.register_replica)
         app.router.add_post(f"{_REPLICAS}/{{id}}/unregister", self.unregister_replica)
         app.router.add_post(f"{_REPLICAS}/{{id}}/drain", self.drain_replica)
@@ -77,6 +82,13 @@ class RegistryCalls:
 
     async def unregister_service(self, request: web.Request) -> web.Response:
         await self._registry.remove_service(_key(request))
+        return ok()
+
+    async def register_entrypoint(self, request: web.Request) -> web.Response:
+        body = await read_body(request, EntrypointBody)
+        if body.https:
+            raise RefusedError(f"`https` is {NOT_YET}: register the entrypoint with `https: false`")
+        await self._registry.add_entrypoint(body.meaning(_project(request)))
         return ok()
 
     async def register_replica(self, request: web.Request) -> web.Response:

@@ -12,18 +12,19 @@ import os
 import stat
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gatewayd.config.model import Config
 from gatewayd.config.values import (
-    parse_domain,
     parse_duration,
     parse_replica_url,
     parse_size,
     parse_socket_path,
     replica_id,
 )
+from gatewayd.control.api.model_bodies import Domain, OpenAiModelBody, OptionsBody
 from gatewayd.control.registry import NO_INTERNAL_IP, RefusedError
+from gatewayd.core.entrypoint import OPENAI
 from gatewayd.core.model import (
     Address,
     Balance,
@@ -60,7 +61,6 @@ Seconds = Annotated[
 ]
 MaybeSeconds = Annotated[Seconds, Field(gt=0)] | None
 Bytes = Annotated[int, BeforeValidator(lambda v: parse_size(v) if isinstance(v, str) else v)]
-Domain = Annotated[str, AfterValidator(parse_domain)]
 Prefix = Annotated[str, Field(pattern=r"^/[^\s\\{}]*$")]
 ReplicaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 
@@ -95,16 +95,6 @@ class RouterBody(Body):
     args: dict[str, str | int | float | bool | None] = {}
 
 
-class OpenAiBody(Body):
-    type: str = "chat"
-    name: str
-    format: str = "openai"
-
-
-class OptionsBody(Body):
-    openai: Annotated[OpenAiBody | None, Field(validation_alias="openai")] = None
-
-
 class CorsBody(Body):
     origins: list[str] = ["*"]
     methods: list[str] = list(Cors().methods)
@@ -125,6 +115,7 @@ class RegisterServiceBody(Body):
     rate_limits: list[RateLimitBody] = []
     read_timeout: int | None = None
     router: RouterBody | str | None = None
+    has_router_replica: bool = False
     model: str | None = None
     strip_prefix: Prefix | None = None
     allowed_paths: list[Prefix] | None = None
@@ -161,16 +152,18 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         if config.domain is None:
             raise RefusedError("`domain` is needed: this gateway has no domain of its own")
         domains = (f"{body.run_name}.{config.domain}",)
-    openai = body.options.openai
+    option = None if body.options.openai is None else body.options.openai.model
+    model = body.model or (None if option is None else option.name)
     cors = _cors(body.cors)
-    if openai is not None and openai.format == "openai" and openai.type == "chat":
-        cors = cors or Cors()
+    if isinstance(option, OpenAiModelBody):
+        cors = cors or Cors()  # browsers call it
     return Service(
         project=project,
         name=body.run_name,
         domains=domains,
         auth=auth,
-        model=body.model or (openai.name if openai is not None else None),
+        model=model,
+        model_format=OPENAI if option is None else option.meaning(),
         client_max_body_size=body.client_max_body_size,
         strip_prefix=(body.strip_prefix or "").rstrip("/") or None,
         allowed_paths=None if body.allowed_paths is None else tuple(body.allowed_paths),
@@ -179,6 +172,7 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         rate_limits=tuple(_rate_limit(limit) for limit in body.rate_limits),
         cors=cors,
         router=_router(body, config),
+        router_replica=body.has_router_replica,
         debug_headers=config.debug_headers if body.debug_headers is None else body.debug_headers,
         origin="api",
     )
@@ -263,6 +257,8 @@ def _cors(body: CorsBody | Literal["openai"] | None) -> Cors | None:
 
 
 def _router(body: RegisterServiceBody, config: Config) -> RouterSpec | None:
+    if body.has_router_replica and body.router is None:
+        return None
     if "router" not in body.model_fields_set:
         return config.router
     match body.router:
