@@ -40,7 +40,7 @@ from gatewayd.core.snapshot import EntrypointTarget, ModelTarget
 from gatewayd.proxy import admit
 from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.served import Live, Served, cors_fields
-from gatewayd.proxy.tgi import TgiForward, adapt
+from gatewayd.proxy.tgi import CALL_MAX, TgiForward, adapt
 from gatewayd.proxy.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class ModelCall(Waiting):
 
     async def _translate(self, form: TgiFormat, served: Served) -> None:
         edge, exchange = self._edge, self._exchange
-        pieces = await self._read_until(lambda data: False, served.max_body_size)
+        pieces = await self._read_until(lambda _: False, min(served.max_body_size, CALL_MAX))
         call = await adapt(exchange, b"".join(pieces), form, edge.prompts)
         if isinstance(call, LocalReply):
             raise RefusedError(call)

@@ -26,6 +26,10 @@ class PromptFailedError(Exception):
     """No prompt; the text is for the client."""
 
 
+class PromptsBusyError(Exception):
+    """No room for another template now."""
+
+
 class Prompts:
     """One per worker."""
 
@@ -37,7 +41,7 @@ class Prompts:
         return f"<Prompts {len(self._renderers)} templates>"
 
     async def render(self, template: str, variables: dict[str, object]) -> str:
-        """Raises PromptFailedError."""
+        """Raises PromptFailedError and PromptsBusyError."""
         renderer = self._renderers.get(template)
         if renderer is None:
             self._make_room()
@@ -54,7 +58,7 @@ class Prompts:
             return
         idle = next((key for key, each in self._renderers.items() if not each.busy), None)
         if idle is None:
-            raise PromptFailedError("too many others are running")
+            raise PromptsBusyError
         task = asyncio.get_running_loop().create_task(self._renderers.pop(idle).aclose())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

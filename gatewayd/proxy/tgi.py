@@ -33,7 +33,7 @@ from gatewayd.net.sink import BodyPath
 from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.hop import response_head
-from gatewayd.proxy.prompts import PromptFailedError, Prompts
+from gatewayd.proxy.prompts import PromptFailedError, Prompts, PromptsBusyError
 
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
 
+CALL_MAX: Final = 16 * 1024 * 1024  # parsing one holds up everybody else's streams
+BUSY: Final = LocalReply(
+    503, "overloaded", "Too many chat templates are running; try again shortly", retry_after_s=1
+)
 _ANSWER_MAX: Final = 64 * 1024 * 1024  # of one that is whole
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _STREAM_LINES: Final = [b"Content-Type: text/event-stream\r\n", b"Cache-Control: no-cache\r\n"]
@@ -65,8 +69,10 @@ async def adapt(
         return LocalReply(400, "invalid_body", str(error))
     except PromptFailedError as error:
         return LocalReply(400, "chat_template", f"Failed to render chat template: {error}")
+    except PromptsBusyError:
+        return BUSY
     generate = call.generate_body(prompt, form.eos_token)
-    exchange.bytes_in += len(body) - len(generate)  # what the client sent is what counts
+    exchange.bytes_in = len(body) - len(generate)  # what is sent in its place is added to it
     exchange.payload = BegunBody([generate], exchange.payload)  # type: ignore[assignment]
     exchange.length = len(generate)
     # What is read here must be plain, and what is sent is.
@@ -92,6 +98,7 @@ class TgiForward(Forward):
     ) -> None:
         super().__init__(plane, exchange, served)
         self._call = call
+        self._call_size = exchange.bytes_in + exchange.length
         self._pieces: list[bytes] = []
         self._to_client: Callable[[bytes], None] = _nowhere
         self._translation = Translation(
@@ -162,6 +169,10 @@ class TgiForward(Forward):
         return response_head(exchange, self._served, connection, self._plane.date())
 
     # --- endings
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._exchange.bytes_in = self._call_size  # whatever of it was sent on
 
     def response_ended(self, connection: UpstreamConnection) -> None:
         if self._over:

@@ -11,7 +11,7 @@ import pytest
 from conversation import soon, until
 
 from gatewayd.proxy import prompts as module
-from gatewayd.proxy.prompts import PromptFailedError, Prompts
+from gatewayd.proxy.prompts import PromptFailedError, Prompts, PromptsBusyError
 
 HI = [{"role": "user", "content": "hi"}]
 CHATML = """\
@@ -153,6 +153,18 @@ async def test_who_stops_waiting_leaves_no_answer_to_the_next(prompts: Prompts) 
         await asyncio.sleep(0)
         leaver.cancel()
         assert await make(prompts, template, messages=[{"content": "mine"}]) == "mine"
+
+
+async def test_there_is_room_for_so_many_at_a_time(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RENDERERS_MAX", 1)
+    running = asyncio.create_task(make(prompts, "a"))
+    await asyncio.sleep(0)
+    with pytest.raises(PromptsBusyError):
+        await make(prompts, "b")
+    assert await running == "a"
+    assert await make(prompts, "b") == "b"
 
 
 async def test_the_longest_unused_template_makes_room(

@@ -322,3 +322,31 @@ async def test_bodies_are_bounded(gateway: Gateway, replica: Replica) -> None:
     request = get("/chat/completions", "Transfer-Encoding: chunked", host=HOST, method="POST")
     answer: Message = await client.ask(request + body)
     assert answer.status == 413
+
+
+async def test_what_the_client_sent_counts_whatever_was_sent_on(
+    gateway: Gateway, replica: Replica
+) -> None:
+    template = TgiFormat("x" * 10_000, "</s>")
+    gateway.models[:] = [ModelEntry("main", "m", "chat", 1, template)]
+    gateway.publish()
+    gateway.change(client_max_body_size=1000)
+    client = await gateway.client()
+    call = chat()
+    size = len(call.partition(b"\r\n\r\n")[2])
+    replica.answers = reply(generated())
+    assert (await client.ask(call)).status == 200
+    replica.stop_listening()
+    replica.wires[0].close()
+    assert (await client.ask(call)).status == 502
+    assert gateway.totals().bytes_in == 2 * size
+
+
+async def test_too_many_templates_at_a_time(
+    gateway: Gateway, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatewayd.proxy.prompts._RENDERERS_MAX", 0)
+    client = await gateway.client()
+    answer = await client.ask(chat())
+    assert answer.status == 503
+    assert answer["Retry-After"] == "1"
