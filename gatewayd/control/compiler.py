@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 from gatewayd.control.leases import IndexLeases, LeaseError, PortLeases
@@ -66,6 +66,7 @@ class Compiler:
         self._routers = routers
         self._clock = clock
         self._last_ports: dict[int, BridgePort] = {}
+        self._bare: dict[str, tuple[Service, Service]] = {}  # by key: as it is, and as published
 
     def snapshot(self, version: int) -> Snapshot:
         services = list(self._state.services.values())
@@ -75,9 +76,10 @@ class Compiler:
             if view is not None and view.address is not None:
                 wanted.add((service.key, view.endpoint_id))
         self._indexes.keep(wanted)
+        self._bare = {service.key: self._without_replicas(service) for service in services}
         return compile_snapshot(
             version,
-            services,
+            [bare for _, bare in self._bare.values()],
             {service.key: self._upstream(service) for service in services},
             auth=self._state.auth,
             trusted_proxies=self._state.trusted_proxies,
@@ -86,9 +88,18 @@ class Compiler:
             models=self._state.all_models(self._began),
         )
 
+    def _without_replicas(self, service: Service) -> tuple[Service, Service]:
+        """The data plane dials endpoints; keys of tunnels must not even get near it."""
+        known = self._bare.get(service.key)
+        if known is not None and known[0] is service:
+            return known
+        return service, replace(service, replicas=())
+
     def _upstream(self, service: Service) -> Upstream:
         endpoints = tuple(
-            self._endpoint(service, replica) for replica in service.replicas if not replica.draining
+            self._endpoint(service, replica)
+            for replica in service.replicas
+            if not replica.draining and (service.key, replica.id) not in self._state.connecting
         )
         view = self._routers.view(service.key)
         if view is None:

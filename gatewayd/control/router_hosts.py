@@ -118,7 +118,8 @@ class RouterHosts:
     def _targets(self, service: Service) -> list[Target]:
         targets: list[Target] = []
         for replica in service.replicas:
-            if replica.draining or (service.key, replica.id) in self._state.unreachable:
+            key = (service.key, replica.id)
+            if replica.draining or key in self._state.unreachable or key in self._state.connecting:
                 continue
             port = self._port_of(service.key, replica.id)
             if port is None:

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Auth, Replica, ReplicaRole, Service
+from gatewayd.core.model import Auth, Replica, ReplicaRole, Secret, Service
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeSettings:
+    """Which authority certificates come from, as a control plane has set it."""
+
+    server: str | None = None  # its directory's URL
+    eab_kid: str | None = None
+    eab_hmac_key: Secret | None = None
 
 
 @dataclass(slots=True)
@@ -23,6 +32,9 @@ class State:
     entrypoints: dict[str, Entrypoint] = field(default_factory=dict)  # registered, by project
     # registered, by (project, name); those of services without an entry here follow from them
     models: dict[tuple[str, str], ModelEntry] = field(default_factory=dict)
+    acme: AcmeSettings | None = None  # registered; None: nobody has said anything
+    # (Service.key, replica id) of those whose tunnel is not up: seen, not configured
+    connecting: set[tuple[str, str]] = field(default_factory=set)
     # (Service.key, replica id) of those whose address refuses connections: seen, not configured
     unreachable: set[tuple[str, str]] = field(default_factory=set)
     # the same of those whose service has roles, once they have told theirs: seen, not configured
@@ -56,9 +68,11 @@ class State:
         return list({**self.models, **found}.values())
 
     def replica_state(self, service_key: str, replica: Replica) -> str:
-        """up | draining | unreachable"""
+        """up | draining | connecting | unreachable"""
         if replica.draining:
             return "draining"
+        if (service_key, replica.id) in self.connecting:
+            return "connecting"
         return "unreachable" if (service_key, replica.id) in self.unreachable else "up"
 
 

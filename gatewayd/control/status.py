@@ -30,7 +30,7 @@ from gatewayd.core.model import Replica, Service
 _SETTLE_S: Final = 1.0
 # How an exchange went; one that was answered by the gateway itself went none of them.
 WAYS: Final = ("direct", "through", "steered", "fallback")
-REPLICA_STATES: Final = ("up", "draining", "unreachable")
+REPLICA_STATES: Final = ("up", "draining", "connecting", "unreachable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,14 +77,36 @@ class ReplicaRole:
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class SshHop:
+    """One ssh server on the way to a replica, and what proves us to it."""
+
+    destination: str  # user@host
+    port: int = 22
+    key: Secret | None = None  # a private key's text
+    identity: str | None = None  # or the file that holds it
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
+class SshTunnel:
+    """How a replica's port is reached: the outermost jump first, last its own ssh server."""
+
+    hops: tuple[SshHop, ...]
+    app_port: int
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class Replica:
-    """One running instance of a service, as registered."""
+    """One running instance of a service, as registered. With a tunnel `address` is the tunnel's
+    local socket."""
 
     id: str
     address: Address
     origin: Origin = "file"
     draining: bool = False  # takes no new request; removed when its last one ends
     internal_ip: str | None = None
+    tunnel: SshTunnel | None = None
 
     @property
     def peer_host(self) -> str | None:
@@ -200,6 +222,7 @@ class Service:
     https: bool = False  # plain HTTP is redirected
     hsts: Hsts | None = None
     certificate: FileCertificate | None = None  # its own; None: whichever covers its domains
+    id: str | None = None  # what its control plane calls it
     origin: Origin = "file"
 
     @property

@@ -1,0 +1,74 @@
+"""What the registry needs of the world outside, and which takes its time: tunnels, certificates.
+
+Owns: what is asked of them, and how they fail. Does not own: doing it.
+
+Each is asked outside of any lock: a slow one delays who needs it, and nobody else.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gatewayd.core.model import Replica, UnixAddress
+
+
+class TunnelError(Exception):
+    """A tunnel that cannot be opened; the text is ssh's own."""
+
+
+class CertificateError(Exception):
+    """A certificate that cannot be had; the text says why, and what to do."""
+
+
+class Tunnels(Protocol):
+    """One ssh forward for each replica that has a `tunnel`, kept up until it is closed."""
+
+    def address(self, service_key: str, replica_id: str) -> UnixAddress:
+        """The local socket of a tunnel, whether it is open or not; it stays the same."""
+        ...
+
+    async def open(self, service_key: str, replica: Replica) -> None:
+        """Returns when it forwards. Raises TunnelError, and leaves nothing behind then."""
+        ...
+
+    def adopt(self, service_key: str, replica: Replica) -> None:
+        """Begin to open, and go on until it is; nobody waits."""
+        ...
+
+    async def close(self, service_key: str, replica_id: str) -> None:
+        """Nothing of it is left; without one nothing happens."""
+        ...
+
+    def is_up(self, service_key: str, replica_id: str) -> bool: ...
+
+
+class Certificates(Protocol):
+    async def ensure(self, names: tuple[str, ...]) -> None:
+        """Find or get certificates for all of them. Raises CertificateError."""
+        ...
+
+
+class NoTunnels:
+    """Until something opens them."""
+
+    def address(self, service_key: str, replica_id: str) -> UnixAddress:
+        return UnixAddress("/nonexistent")
+
+    async def open(self, service_key: str, replica: Replica) -> None:
+        raise TunnelError("tunnels are not available yet: register a `socket` or a `url`")
+
+    def adopt(self, service_key: str, replica: Replica) -> None: ...
+
+    async def close(self, service_key: str, replica_id: str) -> None: ...
+
+    def is_up(self, service_key: str, replica_id: str) -> bool:
+        return False
+
+
+class NoCertificates:
+    """Where nobody issues any."""
+
+    async def ensure(self, names: tuple[str, ...]) -> None:
+        raise CertificateError(
+            "`https` is not available yet: register the service with `https: false`"
+        )
