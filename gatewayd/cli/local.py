@@ -37,11 +37,18 @@ def run(options: argparse.Namespace) -> int:
 def _run(path: str, ahead: list[Spawned]) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
+    from gatewayd.control.certificate_check import check_certificate
     from gatewayd.control.router_check import check_router
     from gatewayd.control.serve import serve
     from gatewayd.net import eventlog
 
-    load = functools.partial(load_config, path, os.environ, check_router=check_router)
+    load = functools.partial(
+        load_config,
+        path,
+        os.environ,
+        check_router=check_router,
+        check_certificate=check_certificate,
+    )
     try:
         config = load()
     except ConfigError as error:
@@ -54,10 +61,16 @@ def _run(path: str, ahead: list[Spawned]) -> int:
 def check(options: argparse.Namespace) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
+    from gatewayd.control.certificate_check import check_certificate
     from gatewayd.control.router_check import check_router
 
     try:
-        config = load_config(options.config, os.environ, check_router=check_router)
+        config = load_config(
+            options.config,
+            os.environ,
+            check_router=check_router,
+            check_certificate=check_certificate,
+        )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE

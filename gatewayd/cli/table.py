@@ -21,6 +21,8 @@ def render(status: dict[str, Any]) -> str:
             _routers(status),
         ),
         [*_complaints(status)],
+        _table(("CERTIFICATE FOR", "ISSUER", "EXPIRES", "SOURCE"), _certificates(status)),
+        [f"certificate {c['source']}: {c['fault']}" for c in _faulty(status)],
         _table(("PROCESS", "PID", "STATE", "RESTARTS", "CONNECTIONS"), _processes(status)),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -92,6 +94,20 @@ def _routers(status: dict[str, Any]) -> Iterator[Row]:
                 f"{len(targets['serving'])}/{len(targets['desired'])}",
                 str(router["restarts"]),
             )
+
+
+def _certificates(status: dict[str, Any]) -> Iterator[Row]:
+    for each in status["certificates"]:
+        yield (
+            " ".join(each["domains"]) or "-",
+            each["issuer"] or "-",
+            each["expires"] or "-",
+            each["source"],
+        )
+
+
+def _faulty(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in status["certificates"] if each["fault"]]
 
 
 def _complaints(status: dict[str, Any]) -> Iterator[str]:

@@ -11,10 +11,12 @@ import hashlib
 import itertools
 import os
 import socket
+from dataclasses import replace
 
+from gatewayd.config.convert_certificate import Https
 from gatewayd.config.convert_service import convert_router, convert_services
-from gatewayd.config.model import Config, Listen, PortRange, Ports
-from gatewayd.config.rules import NOT_YET, CheckRouter, Rules
+from gatewayd.config.model import Config, Listen, ListenAddress, PortRange, Ports
+from gatewayd.config.rules import CheckCertificate, CheckRouter, Rules
 from gatewayd.config.schema import CLOUD_KEYS, GatewayFile
 from gatewayd.config.schema_auth import (
     DstackAuthTable,
@@ -24,6 +26,7 @@ from gatewayd.config.schema_auth import (
 )
 from gatewayd.config.schema_edge import ListenTable, PortsTable
 from gatewayd.config.schema_models import convert_endpoint
+from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import (
     Address,
     Auth,
@@ -31,6 +34,7 @@ from gatewayd.core.model import (
     HttpAuth,
     Limits,
     Log,
+    Service,
     TcpAddress,
     Token,
     TokensAuth,
@@ -41,22 +45,26 @@ METRICS_PORT_OFFSET = 10_000  # how far a router's metrics port lies above its o
 
 
 def convert(
-    raw: GatewayFile, rules: Rules, *, source: str, check_router: CheckRouter | None = None
+    raw: GatewayFile,
+    rules: Rules,
+    *,
+    source: str,
+    check_router: CheckRouter | None = None,
+    check_certificate: CheckCertificate | None = None,
 ) -> Config:
     """The effective configuration; what the rules forbid is said to `rules`, and then the
     result is not meant to be used."""
-    if raw.certificate is not None:
-        rules.broken(("certificate",), NOT_YET)
+    https = Https(raw, rules, check_certificate)
     router = convert_router(raw.router, ("router",), rules, check_router)
     auth = _auth(raw, rules)
-    services = convert_services(raw, rules, check_router)
+    services = convert_services(raw, rules, check_router, https)
     return Config(
         source=source,
         name=raw.name or socket.gethostname(),
         project=raw.project,
         domain=raw.domain,
         router=router,
-        listen=_listen(raw.listen, rules),
+        listen=_listen(raw.listen, https.listen, rules),
         workers=raw.workers or default_workers(),
         state_dir=raw.state_dir,
         run_dir=raw.run_dir,
@@ -68,22 +76,36 @@ def convert(
         ports=_ports(raw.ports, rules),
         debug_headers=raw.debug_headers,
         services=services,
-        model_endpoint=convert_endpoint(
-            raw.model_endpoint, raw.project, services, configured=auth is not None, rules=rules
-        ),
+        model_endpoint=_endpoint(raw, services, https, rules, configured=auth is not None),
+        certificate=https.certificate,
         cloud=tuple((key, value) for key in CLOUD_KEYS if (value := getattr(raw, key)) is not None),
     )
+
+
+def _endpoint(
+    raw: GatewayFile,
+    services: tuple[Service, ...],
+    https: Https,
+    rules: Rules,
+    *,
+    configured: bool,
+) -> Entrypoint | None:
+    endpoint = convert_endpoint(
+        raw.model_endpoint, raw.project, services, configured=configured, rules=rules
+    )
+    if endpoint is None:
+        return None
+    return replace(endpoint, https=https.wanted(None, (endpoint.domain,), ("model_endpoint",)))
 
 
 def default_workers() -> int:
     return min(WORKERS_AUTO_MAX, len(os.sched_getaffinity(0)))
 
 
-def _listen(raw: ListenTable, rules: Rules) -> Listen:
-    if raw.https:
-        rules.broken(("listen", "https"), NOT_YET)
+def _listen(raw: ListenTable, https: tuple[ListenAddress, ...], rules: Rules) -> Listen:
     places: list[tuple[tuple[str | int, ...], Address | None]] = [
         *((("listen", "http", i), bound.address) for i, bound in enumerate(raw.http)),
+        *((("listen", "https", i), bound.address) for i, bound in enumerate(https)),
         (("listen", "admin"), raw.admin),
         (("listen", "metrics"), raw.metrics),
     ]
@@ -93,10 +115,10 @@ def _listen(raw: ListenTable, rules: Rules) -> Listen:
                 rules.broken(
                     loc, f"{address} collides with {earlier} of {rules.path(*earlier_loc)}"
                 )
-    names = [bound.fd_name for bound in raw.http if bound.fd_name is not None]
+    names = [bound.fd_name for bound in (*raw.http, *https) if bound.fd_name is not None]
     if len(set(names)) != len(names):
         rules.broken(("listen", "http"), "a systemd socket stands here twice")
-    return Listen(http=tuple(raw.http), admin=raw.admin, metrics=raw.metrics)
+    return Listen(http=tuple(raw.http), admin=raw.admin, metrics=raw.metrics, https=https)
 
 
 def _collide(one: Address, other: Address) -> bool:

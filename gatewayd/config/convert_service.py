@@ -6,7 +6,8 @@ Does not own: the rest of the file (config.convert).
 
 from __future__ import annotations
 
-from gatewayd.config.rules import NOT_YET, CheckRouter, Rules
+from gatewayd.config.convert_certificate import Https, convert_hsts
+from gatewayd.config.rules import NOT_YET, CheckRouter, Loc, Rules
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.schema_auth import NoAuthTable
 from gatewayd.config.schema_models import named_model
@@ -22,11 +23,9 @@ from gatewayd.core.model import (
     Timeouts,
 )
 
-Loc = tuple[str | int, ...]
-
 
 def convert_services(
-    raw: GatewayFile, rules: Rules, check_router: CheckRouter | None
+    raw: GatewayFile, rules: Rules, check_router: CheckRouter | None, https: Https
 ) -> tuple[Service, ...]:
     services: list[Service] = []
     names: dict[str, Loc] = {}
@@ -44,6 +43,7 @@ def convert_services(
                 there = rules.path(*owners[domain])
                 rules.broken(at, f"the domain `{domain}` is also that of {there}")
             owners.setdefault(domain, loc)
+        certificate = https.own(table, domains, loc)
         model, model_format = named_model(table.model)
         services.append(
             Service(
@@ -63,6 +63,9 @@ def convert_services(
                 router=_router(table, raw, loc, rules, check_router),
                 router_replica=table.router_replica,
                 replicas=_replicas(table, loc, rules),
+                https=https.wanted(table.https, domains, loc, own=certificate is not None),
+                hsts=convert_hsts(table.hsts),
+                certificate=certificate,
                 debug_headers=(
                     raw.debug_headers if table.debug_headers is None else table.debug_headers
                 ),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from gatewayd.config.convert import convert
 from gatewayd.config.errors import ConfigError, Problem
 from gatewayd.config.model import Config
-from gatewayd.config.rules import CheckRouter, Rules
+from gatewayd.config.rules import CheckCertificate, CheckRouter, Rules
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.source import Place, parse_source
 from gatewayd.config.validate import validate
@@ -20,11 +20,16 @@ FILE_MAX = 16 * 1024 * 1024
 
 
 def load_config(
-    path: str, env: Mapping[str, str], *, check_router: CheckRouter | None = None
+    path: str,
+    env: Mapping[str, str],
+    *,
+    check_router: CheckRouter | None = None,
+    check_certificate: CheckCertificate | None = None,
 ) -> Config:
     """The effective configuration. Raises `ConfigError` with all that is wrong.
 
-    `check_router` answers what is wrong with a router: not installed, unknown policy or flag.
+    `check_router` answers what is wrong with a router: not installed, unknown policy or flag;
+    `check_certificate` what is wrong with a certificate, and which names it has.
     """
     tree, problems = parse_source(_read(path), path, env)
 
@@ -35,7 +40,11 @@ def load_config(
 
     raw = validate(tree, report)
     config = convert(
-        raw, Rules(tree, report), source=os.path.abspath(path), check_router=check_router
+        raw,
+        Rules(tree, report),
+        source=os.path.abspath(path),
+        check_router=check_router,
+        check_certificate=check_certificate,
     )
     if problems:
         raise ConfigError(tuple(sorted(problems, key=lambda problem: problem.line or 0)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gatewayd.core.entrypoint import Entrypoint
-from gatewayd.core.model import Address, Auth, Limits, Log, RouterSpec, Service
+from gatewayd.core.model import Address, Auth, CertificateSource, Limits, Log, RouterSpec, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +65,6 @@ class Config:
     ports: Ports
     services: tuple[Service, ...]
     model_endpoint: Entrypoint | None = None
+    certificate: CertificateSource | None = None
     debug_headers: bool = False
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown

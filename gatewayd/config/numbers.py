@@ -106,10 +106,11 @@ def _size(value: str | float) -> int:
     return values.parse_size(value)
 
 
-_BOOLEAN = Leaf(_boolean, {"anyOf": [{"type": "boolean"}, FROM_OUTSIDE]})
+BOOLEAN = Leaf(_boolean, {"anyOf": [{"type": "boolean"}, FROM_OUTSIDE]})
+DURATION_OR_ZERO = _amount(values.parse_duration, values.DURATION, zero=True)
 _DURATION = _amount(values.parse_duration, values.DURATION, zero=False)
 
-Bool = Annotated[bool, _BOOLEAN]
+Bool = Annotated[bool, BOOLEAN]
 OptionalBool = Bool | None
 Count = Annotated[int, _whole(0)]
 CountAboveZero = Annotated[int, _whole(1)]
@@ -118,7 +119,7 @@ Rate = Annotated[
     float, Leaf(_rate, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, FROM_OUTSIDE]})
 ]
 Duration = Annotated[float, _DURATION]
-DurationOrZero = Annotated[float, _amount(values.parse_duration, values.DURATION, zero=True)]
+DurationOrZero = Annotated[float, DURATION_OR_ZERO]
 OptionalDuration = Duration | None
 Size = Annotated[int, _amount(_size, values.SIZE, zero=False)]
 Workers = Annotated[  # None: as many as the machine has cores

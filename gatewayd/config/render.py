@@ -16,10 +16,14 @@ from gatewayd.config.values import format_duration, format_size
 from gatewayd.core.entrypoint import OPENAI, Entrypoint, OpenAiFormat, TgiFormat
 from gatewayd.core.model import (
     Auth,
+    CertificateSource,
     Cors,
     DstackAuth,
+    FileCertificate,
+    Hsts,
     HttpAuth,
     Limits,
+    LiveFolder,
     RateLimit,
     Replica,
     RouterSpec,
@@ -67,8 +71,10 @@ def to_tables(config: Config) -> Tables:
         "domain": config.domain,
         "router": _router(config.router),
         "model_endpoint": _model_endpoint(config.model_endpoint),
+        "certificate": _certificate(config.certificate),
         "listen": {
             "http": [str(address) for address in listen.http],
+            "https": [str(address) for address in listen.https],
             "admin": str(listen.admin),
             "metrics": None if listen.metrics is None else str(listen.metrics),
         },
@@ -142,6 +148,25 @@ def _asked(auth: HttpAuth | DstackAuth) -> Tables:
     }
 
 
+def _certificate(source: CertificateSource | None) -> Tables | None:
+    match source:
+        case FileCertificate(cert, key, default):
+            return {"type": "file", "cert": cert, "key": key, "default": default}
+        case LiveFolder(path):
+            return {"type": "letsencrypt-live", "dir": path}
+    return None
+
+
+def _hsts(hsts: Hsts | None) -> Tables | None:
+    if hsts is None:
+        return None
+    return {
+        "max_age": format_duration(hsts.max_age),
+        "include_subdomains": hsts.subdomains,
+        "preload": hsts.preload,
+    }
+
+
 def _limits(limits: Limits) -> Tables:
     tables: Tables = {}
     for field in fields(limits):
@@ -159,6 +184,9 @@ def _service(service: Service) -> Tables:
     return {
         "name": service.name,
         "domain": list(service.domains),
+        "https": service.https,
+        "certificate": _certificate(service.certificate),
+        "hsts": _hsts(service.hsts),
         "auth": service.auth,
         "router": _router(service.router),
         "router_replica": service.router_replica,

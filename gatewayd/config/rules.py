@@ -6,12 +6,25 @@ Owns: `Rules`, which conversion speaks to. Does not own: the rules themselves (c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gatewayd.config.source import Node, Place
-from gatewayd.core.model import RouterSpec
+from gatewayd.core.model import CertificateSource, RouterSpec
 
 NOT_YET = "not available yet"
 
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What a certificate, or a folder of them, is good for."""
+
+    names: frozenset[str]
+    faults: tuple[tuple[str, str], ...] = ()  # key of its table -> what is wrong there
+
+
+CheckCertificate = Callable[[CertificateSource], CertificateFacts]
 CheckRouter = Callable[[RouterSpec], list[str]]
 """What is wrong with a router: not installed, an unknown policy or flag. Nothing: it is fine."""
 

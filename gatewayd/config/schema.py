@@ -14,8 +14,8 @@ from pydantic import Field
 from gatewayd.config.leaf import LIST, ONE_OR_LIST, Leaf, one_of
 from gatewayd.config.numbers import Bool, DurationOrZero, Workers
 from gatewayd.config.schema_auth import AuthEntry
+from gatewayd.config.schema_certificate import CertificateEntry
 from gatewayd.config.schema_edge import (
-    CertificateEntry,
     LimitsTable,
     ListenTable,
     LogTable,

@@ -31,6 +31,7 @@ from gatewayd.config.numbers import (
     Rate,
     Size,
 )
+from gatewayd.config.schema_certificate import HstsEntry, HttpsKey, OwnCertificateEntry
 from gatewayd.config.schema_models import ModelKey
 from gatewayd.config.table import MAY_BE_NULL, Table, text_or_table
 from gatewayd.config.values import did_you_mean
@@ -267,6 +268,12 @@ class ServiceTable(Table):
     """A DNS label, once per file."""
     domain: Annotated[list[Domain], ONE_OR_LIST] = Field(default_factory=list)
     """Where it answers: one or several; default <name>.<domain of the gateway>."""
+    https: HttpsKey = Field(default=None, json_schema_extra={"default": "auto"})
+    """Whether plain HTTP is redirected; auto: when a certificate covers its domains."""
+    certificate: OwnCertificateEntry = None
+    """Its own; null: whichever of the top covers its domains."""
+    hsts: HstsEntry = None
+    """How long browsers are to come by HTTPS only; null does not tell them."""
     auth: OptionalBool = None
     """Default: true when `auth` is configured at the top."""
     router: RouterEntry = None

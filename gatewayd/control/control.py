@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from gatewayd.config.model import Config
+from gatewayd.control.certs import Certificates
 from gatewayd.control.compiler import Compiler
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
@@ -123,6 +124,7 @@ class Control:
         self.workers.start()
         self.routers.follow()
         self.publisher.start()
+        await self.certificates.follow(config)  # first: the first snapshot opens the listeners
         await self.publisher.publish()
         await self._serve_admin()
         await self._until_ready()
@@ -161,11 +163,14 @@ class Control:
         compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
         self.publisher = Publisher(compiler, self.workers, self._published)
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
+        self.certificates = Certificates(self.publisher)
         self.reachability = Reachability(self.state, self._reachability_changed)
         self.roles = Roles(
             self.state, lambda name: load(name).ask_role, lambda: self.publisher.request()
         )
-        self.reloader = Reloader(config, self._load_config, self.state, self.registry)
+        self.reloader = Reloader(
+            config, self._load_config, self.state, self.registry, self.certificates
+        )
         self.status = Status(
             state=self.state,
             workers=self.workers,
@@ -176,11 +181,13 @@ class Control:
             telemetry=self.telemetry,
             sockets=self.sockets,
             reloader=self.reloader,
+            certificates=self.certificates,
         )
         # Undone from the last to the first.
         self._closers.callback(self._close_tables)
         self._closers.push_async_callback(self._tasks.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
+        self._closers.push_async_callback(self.certificates.aclose)
         self._closers.push_async_callback(self.workers.stop)
         self._closers.push_async_callback(self.roles.aclose)
         self._closers.push_async_callback(self.reachability.aclose)
@@ -224,7 +231,9 @@ class Control:
 
         assert self.sockets.admin is not None
         ops = OpsCalls(self.status, Exposition(self.status.sample), self.reloader)
-        calls = RegistryCalls(self.registry, self.state, self.reloader, check_router)
+        calls = RegistryCalls(
+            self.registry, self.state, self.reloader, check_router, self.certificates
+        )
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
         await self.admin.serve(self.sockets.admin, ops, calls)

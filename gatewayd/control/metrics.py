@@ -213,6 +213,14 @@ def _processes(sample: Sample) -> Iterator[Metric]:
     for result, count in sorted(sample.reloads.items()):
         reloads.add_metric((result,), count)
     yield reloads
+    ends = GaugeMetricFamily(
+        "gatewayd_certificate_expiry_timestamp_seconds",
+        "When the certificate that is served for a name expires.",
+        labels=("domain",),
+    )
+    for domain, end in sorted(sample.certificates.items()):
+        ends.add_metric((domain,), end)
+    yield ends
     build = GaugeMetricFamily("gatewayd_build_info", "Always 1.", labels=("version",))
     build.add_metric((gatewayd.__version__,), 1)
     yield build

@@ -20,6 +20,7 @@ from typing import Final
 from gatewayd.config.diff import diff
 from gatewayd.config.errors import ConfigError
 from gatewayd.config.model import Config
+from gatewayd.control.certs import Certificates
 from gatewayd.control.registry import RefusedError, Registry
 from gatewayd.control.state import State
 from gatewayd.core.model import Replica, Service
@@ -47,13 +48,19 @@ class NeedsRestartError(RefusedError):
 
 class Reloader:
     def __init__(
-        self, config: Config, load: LoadConfig | None, state: State, registry: Registry
+        self,
+        config: Config,
+        load: LoadConfig | None,
+        state: State,
+        registry: Registry,
+        certificates: Certificates,
     ) -> None:
         self.config = config
         self.results = {"success": 0, "failure": 0}
         self._load = load
         self._state = state
         self._registry = registry
+        self._certificates = certificates
         self._lock = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -107,9 +114,15 @@ class Reloader:
         changes = difference.changes
         if dry_run:
             return Outcome(changes, applied=False)
-        await self._registry.replace_all(
-            services, new.auth, new.trusted_proxies, new.project, new.model_endpoint
-        )
+        # First: nobody is sent to HTTPS that is not there yet.
+        await self._certificates.follow(new)
+        try:
+            await self._registry.replace_all(
+                services, new.auth, new.trusted_proxies, new.project, new.model_endpoint
+            )
+        except RefusedError:
+            await self._certificates.follow(self.config)
+            raise
         self.config = new
         return Outcome(changes, applied=True)
 

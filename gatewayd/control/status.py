@@ -11,9 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import gatewayd
+from gatewayd.control.certs import Certificates, CertificateStatus
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reload import Reloader
@@ -51,6 +53,7 @@ class Sample:
     worker_restarts: int
     connections: int
     reloads: Mapping[str, int] = field(default_factory=dict)
+    certificates: Mapping[str, float] = field(default_factory=dict)  # domain -> its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Status:
         telemetry: Telemetry,
         sockets: Sockets,
         reloader: Reloader,
+        certificates: Certificates,
     ) -> None:
         self._state = state
         self._workers = workers
@@ -83,6 +87,7 @@ class Status:
         self._telemetry = telemetry
         self._sockets = sockets
         self._reloader = reloader
+        self._certificates = certificates
         self._started = time.monotonic()
         self.draining = False
 
@@ -126,6 +131,7 @@ class Status:
                 self._service(service, totals.get(service.key))
                 for service in self._state.services.values()
             ],
+            "certificates": [_certificate(each) for each in self._certificates.status()],
             "cloud": dict(config.cloud),
         }
 
@@ -151,6 +157,7 @@ class Status:
             "name": service.name,
             "domains": list(service.domains),
             "origin": service.origin,
+            "https": service.https,
             "auth": service.auth,
             "model": service.model,
             "router": self._routers.status(service.key),
@@ -211,12 +218,29 @@ class Status:
             worker_restarts=self._workers.restarts,
             connections=sum(process.connections for process in self._workers.alive()),
             reloads=self._reloader.results,
+            certificates={
+                domain: each.not_after
+                for each in self._certificates.status()
+                for domain in each.domains
+                if each.not_after is not None
+            },
         )
 
     def _label(self, service: Service) -> str:
         """Bare names for the file's own project; another project's cannot hide behind them."""
         own = service.project == self._reloader.config.project
         return service.name if own else service.key
+
+
+def _certificate(certificate: CertificateStatus) -> dict[str, Any]:
+    end = certificate.not_after
+    return {
+        "domains": list(certificate.domains),
+        "issuer": certificate.issuer,
+        "expires": None if end is None else datetime.fromtimestamp(end, UTC).isoformat(),
+        "source": certificate.source,
+        "fault": certificate.fault,
+    }
 
 
 def _slot(slot: Slot) -> dict[str, Any]:

@@ -189,6 +189,17 @@ class FileCertificate:
 
 @by_fields
 @dataclass(frozen=True, slots=True)
+class LiveFolder:
+    """Where certbot keeps its certificates: a folder for each below `path`."""
+
+    path: str
+
+
+CertificateSource = FileCertificate | LiveFolder
+
+
+@by_fields
+@dataclass(frozen=True, slots=True)
 class Hsts:
     """RFC 6797: browsers are to come by HTTPS only, for `max_age` seconds from each answer on."""
 

@@ -37,6 +37,7 @@ def status(requests: dict[str, int], router: dict[str, Any] | None = None) -> di
         "workers": [],
         "bridge": None,
         "services": [service],
+        "certificates": [],
         "cloud": {},
     }
 

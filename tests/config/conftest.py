@@ -12,7 +12,7 @@ from gateway_text import Load, Problems
 from gatewayd.config.errors import ConfigError
 from gatewayd.config.load import load_config
 from gatewayd.config.model import Config
-from gatewayd.config.rules import CheckRouter
+from gatewayd.config.rules import CheckCertificate, CheckRouter
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,15 @@ def load() -> Load:
         env: Mapping[str, str] | None = None,
         *,
         check_router: CheckRouter | None = None,
+        check_certificate: CheckCertificate | None = None,
     ) -> Config:
         Path("gateway.yaml").write_text(dedent(text).removeprefix("\n"), encoding="utf-8")
-        return load_config("gateway.yaml", env or {}, check_router=check_router)
+        return load_config(
+            "gateway.yaml",
+            env or {},
+            check_router=check_router,
+            check_certificate=check_certificate,
+        )
 
     return load_text
 
@@ -45,9 +51,10 @@ def problems(load: Load) -> Problems:
         env: Mapping[str, str] | None = None,
         *,
         check_router: CheckRouter | None = None,
+        check_certificate: CheckCertificate | None = None,
     ) -> list[str]:
         with pytest.raises(ConfigError) as info:
-            load(text, env, check_router=check_router)
+            load(text, env, check_router=check_router, check_certificate=check_certificate)
         return [line.removeprefix("gateway.yaml:") for line in str(info.value).split("\n")]
 
     return lines

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from gatewayd.config.model import Config
-from gatewayd.config.rules import CheckRouter
+from gatewayd.config.rules import CheckCertificate, CheckRouter
 
 
 class Load(Protocol):
@@ -16,6 +16,7 @@ class Load(Protocol):
         env: Mapping[str, str] | None = None,
         *,
         check_router: CheckRouter | None = None,
+        check_certificate: CheckCertificate | None = None,
     ) -> Config: ...
 
 
@@ -26,4 +27,5 @@ class Problems(Protocol):
         env: Mapping[str, str] | None = None,
         *,
         check_router: CheckRouter | None = None,
+        check_certificate: CheckCertificate | None = None,
     ) -> list[str]: ...

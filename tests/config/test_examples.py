@@ -71,6 +71,7 @@ def test_the_document_names_every_key() -> None:
     # these stand in `{type: file, cert: PATH, key: PATH}` and such
     assert missing <= {
         "certificate.cert",
+        "services[].certificate.cert",
         "certificate.server",
         "services[].rate_limits[].key.header",
     }

@@ -389,7 +389,7 @@ def test_problems_are_told_all_at_once_and_in_order(problems: Problems) -> None:
             domain: A.B
             model: ${MODEL}
           - domain: c
-            certificate: 1
+            limits: 1
     """
     assert problems(text) == [
         "2: listen.http: expected host:port or unix:/path, or fd:NAME, found the number `8080`; "
@@ -402,7 +402,7 @@ def test_problems_are_told_all_at_once_and_in_order(problems: Problems) -> None:
         "11: services[1].domain: the domain `a.b` is also that of services[0]",
         "12: services[1].model: environment variable MODEL is not set",
         "13: services[2].name: this key is required",
-        "14: services[2].certificate: unknown key; `certificate` belongs at the top",
+        "14: services[2].limits: unknown key; `limits` belongs at the top",
     ]
 
 

@@ -86,8 +86,8 @@ TOP = [
     ("certificate: {type: file, key: k}", "certificate.cert: this key is required"),
     (
         "certificate: {type: letsencrypt}",
-        "certificate.type: expected file, acme or lets-encrypt, found `letsencrypt`; "
-        "did you mean `lets-encrypt`?",
+        "certificate.type: expected file, letsencrypt-live, acme or lets-encrypt, found "
+        "`letsencrypt`; did you mean `lets-encrypt`?",
     ),
     ("certificate: {cert: a}", "certificate.type: this key is required"),
     (
@@ -279,7 +279,7 @@ AUTH = [
 
 SERVICES = [
     ("nam: b", "nam: unknown key; did you mean `name`?"),
-    ("hosts: b", "hosts: unknown key"),
+    ("servers: b", "servers: unknown key"),
     ("debug: true", "debug: unknown key"),
     ("max_body_size: 1", "max_body_size: unknown key; did you mean `client_max_body_size`?"),
     (

@@ -28,7 +28,12 @@ debug_headers: true
 backend: aws
 public_ip: true
 tags: {a: b}
-listen: {http: ["[::]:80", unix:/run/g, fd:web], admin: unix:/run/a, metrics: h:9100}
+certificate: {type: file, cert: /c.pem, key: /c.key, default: true}
+listen:
+  http: ["[::]:80", unix:/run/g, fd:web]
+  https: "[::]:443"
+  admin: unix:/run/a
+  metrics: h:9100
 workers: 3
 state_dir: /var/lib/gatewayd
 run_dir: /run/gatewayd
@@ -50,6 +55,9 @@ services:
     replicas: [unix:/run/a, {id: b, url: "http://h:1"}]
   - name: b
     domain: [b.org, c.org]
+    https: true
+    certificate: {type: file, cert: /b.pem, key: /b.key}
+    hsts: {max_age: 24h, preload: true}
     auth: false
     router: null
     balance: random
@@ -73,6 +81,7 @@ services:
         FULL,
         "auth: {type: http, url: 'http://h:9000/check'}\n",
         "auth: {type: dstack, server_connections_dir: /run/c}\n",
+        "certificate: {type: letsencrypt-live, dir: /live}\nlisten: {https: []}\n",
         "name: 'no'\nlog: {access: /var/log/off}\n",
     ],
 )

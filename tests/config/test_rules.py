@@ -98,10 +98,8 @@ def test_rules_between_services(problems: Problems, text: str, lines: list[str])
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("listen: {https: 0.0.0.0:8443}", "listen.https: not available yet"),
         ("certificate: lets-encrypt", "certificate: not available yet"),
         ("certificate: {type: lets-encrypt}", "certificate: not available yet"),
-        ("certificate: {type: file, cert: /c, key: /k}", "certificate: not available yet"),
         (
             "certificate: {type: acme, server: [https://a, https://b], ca_file: /c, email: a@b, "
             "eab_kid: k, eab_hmac_key: s, challenges: [http-01], dns_hook: /h, names: [a.b]}",

@@ -21,6 +21,7 @@ from gatewayd.control.api.schemas import (
     to_replica,
     to_service,
 )
+from gatewayd.control.certs import CertificateError, Certificates
 from gatewayd.control.registry import DRAIN_TIMEOUT_S, RefusedError, Registry
 from gatewayd.control.reload import Reloader
 from gatewayd.control.state import State
@@ -34,12 +35,18 @@ _REPLICAS = _SERVICES + "/{run}/replicas"
 
 class RegistryCalls:
     def __init__(
-        self, registry: Registry, state: State, reloader: Reloader, check_router: CheckRouter
+        self,
+        registry: Registry,
+        state: State,
+        reloader: Reloader,
+        check_router: CheckRouter,
+        certificates: Certificates,
     ) -> None:
         self._registry = registry
         self._state = state
         self._reloader = reloader
         self._check_router = check_router
+        self._certificates = certificates
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/api/services/list", self.list_services)
@@ -77,6 +84,11 @@ class RegistryCalls:
             faults = await asyncio.to_thread(self._check_router, service.router)
             if faults:
                 raise RefusedError("router: " + "; ".join(faults))
+        if service.https:
+            try:  # before the service exists: a failure leaves nothing behind
+                await self._certificates.ensure(service.domains)
+            except CertificateError as error:
+                raise RefusedError(str(error)) from None
         await self._registry.add_service(service)
         return ok()
 

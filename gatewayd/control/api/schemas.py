@@ -142,8 +142,6 @@ class WithdrawBody(Body):
 
 def to_service(project: str, body: RegisterServiceBody, config: Config) -> Service:
     """Raises RefusedError for what this gateway cannot do."""
-    if body.https:
-        raise RefusedError(f"`https` is {NOT_YET}: register the service with `https: false`")
     auth = body.auth if body.auth is not None else config.auth is not None
     if auth and config.auth is None:
         raise RefusedError("`auth` is true, but this gateway has no `auth` configured to ask")
@@ -162,6 +160,7 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         name=body.run_name,
         domains=domains,
         auth=auth,
+        https=body.https,
         model=model,
         model_format=OPENAI if option is None else option.meaning(),
         client_max_body_size=body.client_max_body_size,

@@ -1,0 +1,149 @@
+"""Certificates in files that somebody else keeps current.
+
+Owns: noticing that files changed, keeping what was good while they are not. Does not own: what a
+certificate says (control.certificate_pairs), who is told (control.certs).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gatewayd.config.rules import CertificateFacts
+from gatewayd.control.certificate_pairs import CertificateFileError, ReadCertificate, read_files
+from gatewayd.core.model import CertificateSource, FileCertificate, LiveFolder
+
+_log = logging.getLogger(__name__)
+
+_Stamp = tuple[tuple[int, int, int], ...]
+_FULL, _KEY = "fullchain.pem", "privkey.pem"
+
+
+@dataclass(slots=True)
+class WatchedFiles:
+    """A pair of files: the last good reading of it, and what is wrong with it now."""
+
+    files: FileCertificate
+    good: ReadCertificate | None = None
+    fault: str | None = None
+    stamp: _Stamp | None = None  # of what was read last
+    seen: _Stamp | None = None  # at the last look
+
+    def look(self, now: float, *, settled: bool) -> bool:
+        """Read the files if they are others now. Whether what is good has changed.
+
+        With `settled` only once they are the same at two looks: a renewal replaces one of them
+        after the other, and between the two they do not belong together.
+        """
+        stamp = _stamp(self.files)
+        moving = settled and stamp != self.seen
+        self.seen = stamp
+        if moving or stamp == self.stamp:
+            return False
+        self.stamp = stamp
+        try:
+            fresh = read_files(self.files)
+        except CertificateFileError as error:
+            self._complain(str(error))
+            return False
+        if self.good is not None and fresh.not_after <= now < self.good.not_after:
+            self._complain(f"{self.files.cert} has expired")
+            return False
+        self.fault = None
+        changed = fresh != self.good
+        if changed and self.good is not None:
+            _log.info("certificate %s was read again: %s", self.files.cert, ", ".join(fresh.names))
+        self.good = fresh
+        return changed
+
+    def _complain(self, text: str) -> None:
+        kept = "" if self.good is None else "; the one before stays"
+        self.fault = text + kept
+        _log.error("certificate: %s%s", text, kept)
+
+
+class CertificateFiles:
+    """All pairs of some sources, in their order. Reading takes long: call it in a thread."""
+
+    def __init__(self) -> None:
+        self._sources: tuple[CertificateSource, ...] = ()
+        self._watched: dict[FileCertificate, WatchedFiles] = {}
+
+    def __repr__(self) -> str:
+        return f"<CertificateFiles {len(self._watched)} pairs>"
+
+    def follow(self, sources: Iterable[CertificateSource], now: float) -> None:
+        """These from now on; what has changed is read at once."""
+        self._sources = tuple(dict.fromkeys(sources))
+        self.look(now, settled=False)
+
+    def look(self, now: float, *, settled: bool = True) -> bool:
+        """Whether there is anything new to serve."""
+        wanted = [files for source in self._sources for files in _files(source)]
+        before = list(self._watched)
+        self._watched = {files: self._watched.get(files) or WatchedFiles(files) for files in wanted}
+        changes = [
+            watched.look(now, settled=settled and watched.good is not None)
+            for watched in self._watched.values()
+        ]
+        return any(changes) or before != list(self._watched)
+
+    def of(self, source: CertificateSource) -> list[WatchedFiles]:
+        return [w for files in _files(source) if (w := self._watched.get(files))]
+
+    def all(self) -> list[WatchedFiles]:
+        return list(self._watched.values())
+
+
+def check_certificate(source: CertificateSource) -> CertificateFacts:
+    """For `gatewayd check` and for a file that is loaded: what is wrong, and where."""
+    if isinstance(source, LiveFolder):
+        return _check_folder(source)
+    try:
+        return CertificateFacts(frozenset(read_files(source).names))
+    except CertificateFileError as error:
+        return CertificateFacts(frozenset(), ((error.at, str(error)),))
+
+
+def _check_folder(folder: LiveFolder) -> CertificateFacts:
+    """One bad certificate of many is no reason not to start: it is told when it is read."""
+    try:
+        os.listdir(folder.path)
+    except OSError as error:
+        text = f"{folder.path} cannot be read: {error.strerror}"
+        return CertificateFacts(frozenset(), (("dir", text),))
+    names: set[str] = set()
+    for files in _files(folder):
+        try:
+            names.update(read_files(files).names)
+        except CertificateFileError:
+            pass
+    return CertificateFacts(frozenset(names))
+
+
+def _files(source: CertificateSource) -> list[FileCertificate]:
+    if isinstance(source, FileCertificate):
+        return [source]
+    try:
+        found = sorted(entry.path for entry in os.scandir(source.path) if entry.is_dir())
+    except OSError:
+        return []  # it was there when the file was loaded; what was read from it stays good
+    return [
+        FileCertificate(os.path.join(path, _FULL), os.path.join(path, _KEY))
+        for path in found
+        if os.path.exists(os.path.join(path, _FULL))
+    ]
+
+
+def _stamp(files: FileCertificate) -> _Stamp:
+    stamps = []
+    for path in (files.cert, files.key):
+        try:
+            found = os.stat(path)
+        except OSError:
+            stamps.append((0, 0, 0))
+        else:
+            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+    return tuple(stamps)
