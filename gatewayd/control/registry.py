@@ -99,8 +99,9 @@ class Registry:
         await self._publish()
 
     async def add_entrypoint(self, entrypoint: Entrypoint) -> None:
-        """One for each project; the last one registered counts."""
+        """One for each project, and of one host: the last one registered counts."""
         check_entrypoints([entrypoint], self._state.services.values())
+        self._state.entrypoints.pop(entrypoint.project, None)  # those that come later go before
         self._state.entrypoints[entrypoint.project] = entrypoint
         _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
         await self._publish()

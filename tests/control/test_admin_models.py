@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import FILE, Gateway, running
+from gateway import FILE, Gateway, running, write
 
 from gatewayd.core.entrypoint import OpenAiFormat, TgiFormat
 from gatewayd.core.snapshot import EntrypointTarget, Snapshot
@@ -102,6 +102,15 @@ async def test_the_last_entrypoint_of_a_project_counts(gateway: Gateway) -> None
     assert list(snapshot(gateway).entrypoints) == ["models.example.org"]
 
 
+async def test_a_host_is_that_of_the_project_which_came_last(gateway: Gateway) -> None:
+    body = {"domain": "gateway.example.com", "https": False}
+    await open_endpoint(gateway)
+    assert await gateway.post("/api/registry/other/entrypoints/register", body) == OK
+    assert published(gateway).project == "other"
+    await open_endpoint(gateway)
+    assert published(gateway).project == "main"
+
+
 async def test_a_domain_leads_to_a_service_or_to_models(gateway: Gateway) -> None:
     await open_endpoint(gateway)
     status, answer = await register(gateway, service("gateway"))
@@ -122,6 +131,26 @@ async def test_models_of_the_file_are_the_file_s(tmp_path: Path) -> None:
         assert await register(gateway, service("more", **openai("n"))) == OK
         m, n = published(gateway, "models.example.com").models
         assert (m.target.service.name, n.target.service.name) == ("llama", "more")
+
+
+async def test_a_reload_moves_the_file_s_endpoint_and_keeps_the_registry_s(tmp_path: Path) -> None:
+    text = FILE + "model_endpoint: {{domain: models.example.com}}\n"
+    async with running(tmp_path, text) as gateway:
+        await open_endpoint(gateway)
+        write(tmp_path, text.replace("models.example", "all.example"))
+        status, answer = await gateway.post("/api/reload")
+        assert (status, answer["changes"]) == (
+            200,
+            ["model_endpoint.domain: models.example.com -> all.example.com"],
+        )
+        hosts = set(snapshot(gateway).entrypoints)
+        assert hosts == {"gateway.example.com", "all.example.com"}
+        write(tmp_path, text.replace("models.example", "gateway.example"))
+        assert (await gateway.post("/api/reload"))[0] == 200  # one host, one project: no matter
+        write(tmp_path, FILE.replace("name: llama", "name: gateway"))
+        status, answer = await gateway.post("/api/reload")
+        assert status == 400
+        assert "gateway.example.com" in answer["detail"]
 
 
 @pytest.mark.parametrize(
