@@ -117,10 +117,38 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_MAX, _MEMORY_MAX))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(10)  # streams come first
+    confine()
     serve(sys.stdin.buffer, sys.stdout.buffer)
+
+
+def confine() -> None:
+    """From here on it computes and answers, and has no use for anything else: not a file, a socket
+    or a process can be opened, should somebody get out of the sandbox."""
+    warm_up()
+    # The worker was itself handed some to inherit, and uvloop closes none of them here.
+    os.closerange(3, max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1)
+    os.nice(10)  # streams come first
+    for kind, most in (
+        (resource.RLIMIT_AS, _MEMORY_MAX),
+        (resource.RLIMIT_NOFILE, 3),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (most, most))
+
+
+def warm_up() -> None:
+    """What Jinja and Python load when they first need it is loaded now."""
+    for source in ("{{ strftime_now('%c') }}{{ [1] | tojson }}", "{{ raise_exception('x') }}"):
+        try:
+            render(compile_template(source), {})
+        except PromptError:
+            continue  # that it fails is what loads the rest
+    try:
+        compile_template("{% for %}")
+    except TemplateError:
+        pass
 
 
 if __name__ == "__main__":

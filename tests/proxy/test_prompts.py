@@ -95,6 +95,16 @@ async def test_what_templates_may_not(prompts: Prompts, template: str, why: str)
     assert await make(prompts, "still {{ messages[0].content }}") == "still hi"
 
 
+async def test_its_process_can_open_nothing(prompts: Prompts) -> None:
+    await make(prompts, CHATML)
+    process = f"/proc/{pid(prompts, CHATML)}"
+    with open(f"{process}/limits") as file:  # noqa: ASYNC230
+        limits = {line[:25].strip(): line[26:].split()[0] for line in file.readlines()[1:]}
+    assert sorted(os.listdir(f"{process}/fd")) == ["0", "1", "2"]
+    assert limits["Max open files"] == "3"
+    assert limits["Max processes"] == limits["Max file size"] == "0"
+
+
 async def test_nothing_of_the_gateway_s_environment_is_there(
     prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
