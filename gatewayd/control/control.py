@@ -21,6 +21,7 @@ from typing import Final
 from gatewayd.config.model import Config
 from gatewayd.control.certs import Certificates
 from gatewayd.control.compiler import Compiler
+from gatewayd.control.keeper import Keeper
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
@@ -30,11 +31,13 @@ from gatewayd.control.roles import Roles
 from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
+from gatewayd.control.saved import put_back
 from gatewayd.control.slot import Hooks, SlotProcess
 from gatewayd.control.sockets import Sockets
 from gatewayd.control.spawn import Argv, Spawned
 from gatewayd.control.state import State
 from gatewayd.control.status import Status
+from gatewayd.control.store import Store
 from gatewayd.control.survivors import StateDir, StateDirError, dismiss
 from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
@@ -119,7 +122,7 @@ class Control:
         self.sockets.bind(config, self._environ, takeover=bool(survivors))
         self._closers.callback(self.sockets.close)
         self._build()
-        self.state.services = {service.key: service for service in config.services}
+        self._restore()
         self._write_pid()
         self.workers.start()
         self.routers.follow()
@@ -132,6 +135,15 @@ class Control:
         if survivors:
             timeout = config.drain_timeout + _SURVIVOR_GRACE_S
             self._tasks.own(dismiss(survivors, timeout), "dismiss survivors")
+
+    def _restore(self) -> None:
+        """Services of the file, and what was registered beside them."""
+        self.state.services = {service.key: service for service in self.config.services}
+        saved = self.store.load()
+        for line in put_back(saved, self.state):
+            _log.warning("%s", line)
+        self.keeper.begin_with(saved)
+        self.registry.resume()
 
     def _build(self) -> None:
         config = self.config
@@ -162,8 +174,18 @@ class Control:
         )
         compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
         self.publisher = Publisher(compiler, self.workers, self._published)
-        self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
         self.certificates = Certificates(self.publisher)
+        self.store = Store(config.state_dir)
+        self.keeper = Keeper(self.state, self.store)
+        self.registry = Registry(
+            self.state,
+            self.publisher,
+            self.routers,
+            self.indexes,
+            keep=self.keeper.keep,
+            certificates=self.certificates,
+            drain_timeout=config.drain_timeout,
+        )
         self.reachability = Reachability(self.state, self._reachability_changed)
         self.roles = Roles(
             self.state, lambda name: load(name).ask_role, lambda: self.publisher.request()
@@ -186,11 +208,13 @@ class Control:
         # Undone from the last to the first.
         self._closers.callback(self._close_tables)
         self._closers.push_async_callback(self._tasks.aclose)
+        self._closers.push_async_callback(self.keeper.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.certificates.aclose)
         self._closers.push_async_callback(self.workers.stop)
         self._closers.push_async_callback(self.roles.aclose)
         self._closers.push_async_callback(self.reachability.aclose)
+        self._closers.push_async_callback(self.registry.aclose)
         self._closers.push_async_callback(self.routers.aclose)
 
     def _close_tables(self) -> None:
@@ -231,9 +255,7 @@ class Control:
 
         assert self.sockets.admin is not None
         ops = OpsCalls(self.status, Exposition(self.status.sample), self.reloader)
-        calls = RegistryCalls(
-            self.registry, self.state, self.reloader, check_router, self.certificates
-        )
+        calls = RegistryCalls(self.registry, self.state, self.reloader, check_router)
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
         await self.admin.serve(self.sockets.admin, ops, calls)

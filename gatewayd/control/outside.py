@@ -16,10 +16,6 @@ class TunnelError(Exception):
     """A tunnel that cannot be opened; the text is ssh's own."""
 
 
-class CertificateError(Exception):
-    """A certificate that cannot be had; the text says why, and what to do."""
-
-
 class Tunnels(Protocol):
     """One ssh forward for each replica that has a `tunnel`, kept up until it is closed."""
 
@@ -63,12 +59,3 @@ class NoTunnels:
 
     def is_up(self, service_key: str, replica_id: str) -> bool:
         return False
-
-
-class NoCertificates:
-    """Where nobody issues any."""
-
-    async def ensure(self, names: tuple[str, ...]) -> None:
-        raise CertificateError(
-            "`https` is not available yet: register the service with `https: false`"
-        )

@@ -1,11 +1,12 @@
 """Services and replicas as they are changed at run time: the only writer of State.
 
 Owns: what may be changed by whom, the order of a change, draining. Does not own: the words on the
-wire (control.api), delivery (control.publisher), persistence (none yet: what was registered is
-gone when control ends).
+wire (control.api), delivery (control.publisher), what is kept on disk and how (control.keeper),
+the tunnels' side of a change (control.tunneled).
 
 A change is made in one step without awaiting, so concurrent calls are in some serial order; it is
-answered when every ready worker has it. Requests that run are never cut by a change.
+answered when it is on disk and every ready worker has it. What it has to wait for before (a
+certificate, a tunnel) is waited for with its names reserved. Requests that run are never cut.
 """
 
 from __future__ import annotations
@@ -13,27 +14,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from gatewayd.control.certs import CertificateError
+from gatewayd.control.conflicts import (
+    RefusedError,
+    check_domains,
+    check_entrypoints,
+    check_peers,
+)
 from gatewayd.control.leases import IndexLeases
+from gatewayd.control.outside import (
+    Certificates,
+    NoTunnels,
+    TunnelError,
+    Tunnels,
+)
 from gatewayd.control.publisher import Publisher
-from gatewayd.control.state import State, find_replica
+from gatewayd.control.reservations import Reservations
+from gatewayd.control.state import AcmeSettings, State, find_replica
+from gatewayd.control.tunneled import Tunneled
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Auth, Replica, Service
+from gatewayd.core.model import Auth, Replica, Secret, Service
 
 _log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S: Final = 30.0
-NO_INTERNAL_IP: Final = "PD disaggregation requires internal IP for all replicas."
 _POLL_S: Final = 0.025
 # A request may be between two tables: taken from the router, not yet counted in the bridge.
 _QUIET_POLLS: Final = 3
-
-
-class RefusedError(Exception):
-    """A change that is not made; the text says why, and is meant for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,62 +64,149 @@ class RouterSets(Protocol):
         ...
 
 
+Keep = Callable[[], Awaitable[None]]
+"""Returns when all that was changed is on disk; raises when it could not be, and was undone."""
+
+
+async def _nowhere() -> None:
+    """Where nothing outlives the process."""
+
+
 class Registry:
     def __init__(
-        self, state: State, publisher: Publisher, routers: RouterSets, indexes: IndexLeases
+        self,
+        state: State,
+        publisher: Publisher,
+        routers: RouterSets,
+        indexes: IndexLeases,
+        *,
+        keep: Keep = _nowhere,
+        tunnels: Tunnels | None = None,
+        certificates: Certificates | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT_S,
     ) -> None:
         self._state = state
         self._publisher = publisher
         self._routers = routers
         self._indexes = indexes
+        self._keep = keep
+        self._tunnels = Tunneled(state, tunnels or NoTunnels(), self._idle, drain_timeout)
+        self._certificates = certificates
+        self._reserved = Reservations()
+
+    async def aclose(self) -> None:
+        await self._tunnels.aclose()
 
     # --- services ------------------------------------------------------------------------------
 
-    async def add_service(self, service: Service) -> None:
+    async def add_service(self, service: Service, ssh_key: Secret | None = None) -> None:
+        """`ssh_key` is what replicas of the service's project are reached with from now on."""
+        domains = [("domain", domain) for domain in service.domains]
+        async with self._reserved.of(("service", service.key), *domains):
+            self._check_new_service(service)
+            if service.https:
+                await self._certify(service.domains)
+                self._check_new_service(service)  # a reload asks nobody
+            self._state.services[service.key] = service
+            if service.model is not None:
+                # A name that another service of the project had is this one's from now on.
+                self._state.models[service.project, service.model] = ModelEntry(
+                    service.project,
+                    service.model,
+                    service.name,
+                    created=int(time.time()),
+                    format=service.model_format,
+                )
+            if ssh_key is not None:
+                if self._state.keys.get(service.project, ssh_key) != ssh_key:
+                    _log.warning("project %s has another ssh key from now on", service.project)
+                self._state.keys[service.project] = ssh_key
+            await self._commit()
+        _log.info("service %s registered: %s", service.key, ", ".join(service.domains))
+
+    async def remove_service(self, key: str) -> None:
+        async with self._reserved.of(("service", key)):
+            service = self._state.services.get(key)
+            if service is None:
+                raise RefusedError(f"Service {key} is not registered, cannot unregister")
+            if service.origin == "file":
+                raise RefusedError(
+                    f"Service {key} belongs to the configuration file, cannot unregister; "
+                    "remove it there and reload"
+                )
+            del self._state.services[key]
+            for name, model in list(self._state.models.items()):
+                if model.service_key == key:
+                    del self._state.models[name]
+            await self._commit()
+        for replica in service.replicas:
+            self._tunnels.retire(key, replica)
+        _log.info("service %s unregistered", key)
+
+    async def set_id(self, key: str, id_: str) -> None:
+        service = self._state.services.get(key)
+        if service is None:
+            raise RefusedError(f"Service {key} does not exist, cannot set ID")
+        if service.id is not None:
+            raise RefusedError(f"Service {key} already has an ID")
+        if service.origin == "file":
+            raise RefusedError(f"Service {key} belongs to the configuration file, cannot set ID")
+        self._put(replace(service, id=id_))
+        await self._commit()
+
+    async def add_entrypoint(self, entrypoint: Entrypoint) -> None:
+        """One for each project, and of one host: the last one registered counts."""
+        name = ("entrypoint", entrypoint.project)
+        async with self._reserved.of(name, ("domain", entrypoint.domain)):
+            check_entrypoints([entrypoint], self._state.services.values())
+            if entrypoint.https:
+                await self._certify((entrypoint.domain,))
+                check_entrypoints([entrypoint], self._state.services.values())
+            self._state.entrypoints.pop(entrypoint.project, None)  # later ones go before
+            self._state.entrypoints[entrypoint.project] = entrypoint
+            await self._commit()
+        _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
+
+    async def set_acme(self, settings: AcmeSettings) -> None:
+        self._state.acme = settings
+        await self._commit()
+
+    def _check_new_service(self, service: Service) -> None:
         if service.key in self._state.services:
             raise RefusedError(f"Service {service.key} is already registered")
         check_domains(self._state.services, [service])
         check_entrypoints(self._state.all_entrypoints(), [service])
-        self._state.services[service.key] = service
-        if service.model is not None:
-            # A name that another service of the project had is this one's from now on.
-            self._state.models[service.project, service.model] = ModelEntry(
-                service.project,
-                service.model,
-                service.name,
-                created=int(time.time()),
-                format=service.model_format,
-            )
-        _log.info("service %s registered: %s", service.key, ", ".join(service.domains))
-        await self._publish()
 
-    async def remove_service(self, key: str) -> None:
-        service = self._state.services.get(key)
-        if service is None:
-            raise RefusedError(f"Service {key} is not registered, cannot unregister")
-        if service.origin == "file":
-            raise RefusedError(
-                f"Service {key} belongs to the configuration file, cannot unregister; "
-                "remove it there and reload"
-            )
-        del self._state.services[key]
-        for name, model in list(self._state.models.items()):
-            if model.service_key == key:
-                del self._state.models[name]
-        _log.info("service %s unregistered", key)
-        await self._publish()
-
-    async def add_entrypoint(self, entrypoint: Entrypoint) -> None:
-        """One for each project, and of one host: the last one registered counts."""
-        check_entrypoints([entrypoint], self._state.services.values())
-        self._state.entrypoints.pop(entrypoint.project, None)  # those that come later go before
-        self._state.entrypoints[entrypoint.project] = entrypoint
-        _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
-        await self._publish()
+    async def _certify(self, domains: tuple[str, ...]) -> None:
+        if self._certificates is None:
+            raise RefusedError("This gateway serves no HTTPS")
+        try:
+            await self._certificates.ensure(domains)
+        except CertificateError as error:
+            raise RefusedError(str(error)) from error
 
     # --- replicas ------------------------------------------------------------------------------
 
     async def add_replica(self, key: str, replica: Replica) -> None:
+        async with self._reserved.of(("replica", key, replica.id)):
+            self._check_new_replica(key, replica)
+            if replica.tunnel is not None:
+                try:
+                    replica = await self._tunnels.open(key, replica)
+                except TunnelError as error:
+                    raise RefusedError(
+                        f"Cannot register replica {replica.id} in service {key}: {error}"
+                    ) from error
+            try:
+                service = self._check_new_replica(key, replica)  # it took a while
+                self._put(replace(service, replicas=(*service.replicas, replica)))
+                await self._commit()
+            except BaseException:
+                await self._tunnels.close(key, replica)
+                raise
+        _log.info("replica %s of %s registered: %s", replica.id, key, replica.address)
+
+    def _check_new_replica(self, key: str, replica: Replica) -> Service:
         service = self._state.services.get(key)
         if service is None:
             raise RefusedError(f"Service {key} does not exist, cannot register replica")
@@ -117,27 +215,28 @@ class Registry:
         check_peers([replace(service, replicas=(replica,))])
         if self._indexes.full:
             raise RefusedError("This gateway holds as many replicas as it can")
-        self._put(replace(service, replicas=(*service.replicas, replica)))
-        _log.info("replica %s of %s registered: %s", replica.id, key, replica.address)
-        await self._publish()
+        return service
 
     async def remove_replica(self, key: str, replica_id: str) -> None:
         """No new request from now on; those that run go on to their end."""
-        self._require_replica(key, replica_id)
-        await self._withdraw(key, replica_id)
-        self._take_out(key, replica_id)
+        async with self._reserved.of(("replica", key, replica_id)):
+            _, replica = self._require_replica(key, replica_id)
+            await self._withdraw(key, replica_id)
+            self._take_out(key, replica_id)
+            await self._commit()
+        self._tunnels.retire(key, replica)
         _log.info("replica %s of %s unregistered", replica_id, key)
-        await self._publish()
 
     async def drain_replica(self, key: str, replica_id: str, timeout: float) -> Drained:
         """No new request from now on; removed when the last one ends, or after `timeout`."""
-        self._require_replica(key, replica_id)
+        _, replica = self._require_replica(key, replica_id)
         await self._withdraw(key, replica_id)
         running = await self._idle((key, replica_id), timeout)
-        self._take_out(key, replica_id)
+        if self._take_out(key, replica_id):
+            await self._commit()
+            self._tunnels.retire(key, replica)
         how = f"with {running} requests still running" if running else "idle"
         _log.info("replica %s of %s drained and unregistered, %s", replica_id, key, how)
-        await self._publish()
         return Drained(running)
 
     async def _withdraw(self, key: str, replica_id: str) -> None:
@@ -156,13 +255,15 @@ class Registry:
             await self._routers.drop(key, [replica_id])
             await self._publish()
 
-    def _take_out(self, key: str, replica_id: str) -> None:
+    def _take_out(self, key: str, replica_id: str) -> bool:
         """Only what was withdrawn: meanwhile the service may have been unregistered, or another
         call may have removed the replica and a third registered it anew."""
         service = self._state.services.get(key)
-        if service is not None:
-            kept = tuple(r for r in service.replicas if r.id != replica_id or not r.draining)
-            self._put(replace(service, replicas=kept))
+        if service is None:
+            return False
+        kept = tuple(r for r in service.replicas if r.id != replica_id or not r.draining)
+        self._put(replace(service, replicas=kept))
+        return len(kept) < len(service.replicas)
 
     async def _idle(self, key: tuple[str, str], timeout: float) -> int:
         """Requests that still run after at most `timeout` seconds."""
@@ -191,7 +292,8 @@ class Registry:
         check_domains({}, services.values())
         check_peers(services.values())
         check_entrypoints(self._state.entrypoints.values(), services.values())
-        self._state.services = dict(services)
+        before, self._state.services = self._state.services, dict(services)
+        self._tunnels.follow(before)
         self._state.auth = auth
         self._state.trusted_proxies = trusted_proxies
         self._state.project = project
@@ -211,37 +313,31 @@ class Registry:
             )
         return service, replica
 
+    def resume(self) -> None:
+        """At the start: tunnels of all replicas that have one begin to open, nobody waits."""
+        self._tunnels.follow({})
+
+    def tunnels_changed(self) -> None:
+        """One has come up, or broken."""
+        if self._tunnels.observe():
+            self._routers.follow()
+            self._publisher.request()
+
     def _put(self, service: Service) -> None:
         self._state.services[service.key] = service
 
+    async def _commit(self) -> None:
+        """Saved, and then everywhere. When it cannot be saved it is undone by now."""
+        try:
+            await self._keep()
+        except BaseException:
+            self._tunnels.observe()
+            self._routers.follow()
+            self._publisher.request()
+            raise
+        await self._publish()
+
     async def _publish(self) -> None:
+        self._tunnels.observe()
         self._routers.follow()
         await self._publisher.publish()
-
-
-def check_peers(services: Iterable[Service]) -> None:
-    """Replicas that meet each other have addresses that others can reach."""
-    for service in services:
-        apart = service.router is not None and service.router.pd_disaggregation
-        if apart and any(replica.peer_host is None for replica in service.replicas):
-            raise RefusedError(NO_INTERNAL_IP)
-
-
-def check_entrypoints(entrypoints: Iterable[Entrypoint], services: Iterable[Service]) -> None:
-    """A domain leads to a service or to models, not to both."""
-    taken = {domain for service in services for domain in service.domains}
-    for entrypoint in entrypoints:
-        if entrypoint.domain in taken:
-            raise RefusedError(
-                f"Domain name '{entrypoint.domain}' cannot be that of a service and of the models "
-                f"of project {entrypoint.project}"
-            )
-
-
-def check_domains(taken: Mapping[str, Service], new: Iterable[Service]) -> None:
-    """A domain leads to one service."""
-    owners = {domain: service.key for service in taken.values() for domain in service.domains}
-    for service in new:
-        for domain in service.domains:
-            if owners.setdefault(domain, service.key) != service.key:
-                raise RefusedError(f"Domain name '{domain}' is already taken by another service")

@@ -21,7 +21,8 @@ from gatewayd.config.diff import diff
 from gatewayd.config.errors import ConfigError
 from gatewayd.config.model import Config
 from gatewayd.control.certs import Certificates
-from gatewayd.control.registry import RefusedError, Registry
+from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.registry import Registry
 from gatewayd.control.state import State
 from gatewayd.core.model import Replica, Service
 

@@ -32,6 +32,7 @@ class State:
     entrypoints: dict[str, Entrypoint] = field(default_factory=dict)  # registered, by project
     # registered, by (project, name); those of services without an entry here follow from them
     models: dict[tuple[str, str], ModelEntry] = field(default_factory=dict)
+    keys: dict[str, Secret] = field(default_factory=dict)  # registered, for ssh, by project
     acme: AcmeSettings | None = None  # registered; None: nobody has said anything
     # (Service.key, replica id) of those whose tunnel is not up: seen, not configured
     connecting: set[tuple[str, str]] = field(default_factory=set)

@@ -94,7 +94,7 @@ async def test_a_service_comes_and_goes(gateway: Gateway) -> None:
         200,
         {
             "services": [
-                {"id": None, "project_name": "main", "run_name": "foo", "replicas": []},
+                {"id": "0" * 32, "project_name": "main", "run_name": "foo", "replicas": []},
             ]
         },
     )
@@ -179,7 +179,7 @@ async def test_draining(gateway: Gateway, path: str, body: object) -> None:
         ({"url": "https://10.0.0.1:8000"}, "url: replicas are spoken to in plain HTTP"),
         ({"url": "http://10.0.0.1:8000/v1"}, "url: expected http://host:port without a path"),
         ({"url": "http://10.0.0.1"}, "url: expected http://host:port"),
-        ({}, "a replica has exactly one of `socket` and `url`"),
+        ({}, "a replica has exactly one of `socket`, `url` and `ssh_host`"),
         ({"socket": "/a", "url": "http://h:1"}, "a replica has exactly one of"),
         ({"job_id": "j", "ssh_host": "u@h", "ssh_port": 22, "app_port": 1}, "not available yet"),
     ],

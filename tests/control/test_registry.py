@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 from plant import Plant, replica, service, until
 
-from gatewayd.control.registry import Drained, RefusedError
+from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.registry import Drained
 from gatewayd.core.model import Service
 from gatewayd.net.loads import LoadTable
 

@@ -9,7 +9,7 @@ from plant import replica, service
 
 from gatewayd.config.load import default_config
 from gatewayd.config.model import Config
-from gatewayd.control.registry import RefusedError
+from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.reload import merged
 from gatewayd.core.model import Replica, Service, UnixAddress
 

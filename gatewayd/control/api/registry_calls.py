@@ -12,20 +12,20 @@ from collections.abc import Callable
 from aiohttp import web
 
 from gatewayd.control.api.model_bodies import EntrypointBody
+from gatewayd.control.api.replica_bodies import RegisterReplicaBody, to_replica
 from gatewayd.control.api.replies import ok, read_body, reply, validate
 from gatewayd.control.api.schemas import (
-    NOT_YET,
-    RegisterReplicaBody,
+    ConfigBody,
     RegisterServiceBody,
+    SetIdBody,
     WithdrawBody,
-    to_replica,
     to_service,
 )
-from gatewayd.control.certs import CertificateError, Certificates
-from gatewayd.control.registry import DRAIN_TIMEOUT_S, RefusedError, Registry
+from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.registry import DRAIN_TIMEOUT_S, Registry
 from gatewayd.control.reload import Reloader
 from gatewayd.control.state import State
-from gatewayd.core.model import RouterSpec
+from gatewayd.core.model import RouterSpec, Secret
 
 CheckRouter = Callable[[RouterSpec], list[str]]
 
@@ -40,13 +40,11 @@ class RegistryCalls:
         state: State,
         reloader: Reloader,
         check_router: CheckRouter,
-        certificates: Certificates,
     ) -> None:
         self._registry = registry
         self._state = state
         self._reloader = reloader
         self._check_router = check_router
-        self._certificates = certificates
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/api/services/list", self.list_services)
@@ -55,6 +53,8 @@ class RegistryCalls:
         app.router.add_post(
             "/api/registry/{project}/entrypoints/register", self.register_entrypoint
         )
+        app.router.add_post("/api/config", self.configure)
+        app.router.add_post(f"{_SERVICES}/{{run}}/set_id", self.set_id)
         app.router.add_post(f"{_REPLICAS}/register", self.register_replica)
         app.router.add_post(f"{_REPLICAS}/{{id}}/unregister", self.unregister_replica)
         app.router.add_post(f"{_REPLICAS}/{{id}}/drain", self.drain_replica)
@@ -65,7 +65,7 @@ class RegistryCalls:
             {
                 "services": [
                     {
-                        "id": None,
+                        "id": service.id,
                         "project_name": service.project,
                         "run_name": service.name,
                         "replicas": [{"id": replica.id} for replica in service.replicas],
@@ -84,22 +84,28 @@ class RegistryCalls:
             faults = await asyncio.to_thread(self._check_router, service.router)
             if faults:
                 raise RefusedError("router: " + "; ".join(faults))
-        if service.https:
-            try:  # before the service exists: a failure leaves nothing behind
-                await self._certificates.ensure(service.domains)
-            except CertificateError as error:
-                raise RefusedError(str(error)) from None
-        await self._registry.add_service(service)
+        key = Secret(body.ssh_private_key) if body.ssh_private_key else None
+        await self._registry.add_service(service, key)
         return ok()
 
     async def unregister_service(self, request: web.Request) -> web.Response:
         await self._registry.remove_service(_key(request))
         return ok()
 
+    async def set_id(self, request: web.Request) -> web.Response:
+        """Only while there is none."""
+        body = await read_body(request, SetIdBody)
+        await self._registry.set_id(_key(request), body.id)
+        return ok()
+
+    async def configure(self, request: web.Request) -> web.Response:
+        """Where certificates come from."""
+        body = await read_body(request, ConfigBody)
+        await self._registry.set_acme(body.meaning())
+        return ok()
+
     async def register_entrypoint(self, request: web.Request) -> web.Response:
         body = await read_body(request, EntrypointBody)
-        if body.https:
-            raise RefusedError(f"`https` is {NOT_YET}: register the entrypoint with `https: false`")
         await self._registry.add_entrypoint(body.meaning(_project(request)))
         return ok()
 
@@ -108,7 +114,11 @@ class RegistryCalls:
         body = await read_body(request, RegisterReplicaBody)
         service = self._state.services.get(_key(request))
         router = None if service is None else service.router
-        replica = to_replica(body, by_internal_ip=router is not None and router.pd_disaggregation)
+        replica = to_replica(
+            body,
+            self._state.keys.get(_project(request)),
+            by_internal_ip=router is not None and router.pd_disaggregation,
+        )
         await self._registry.add_replica(_key(request), replica)
         return ok() if body.job_id is not None else ok(id=replica.id)
 

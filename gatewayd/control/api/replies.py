@@ -15,7 +15,8 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gatewayd.config.errors import ConfigError
-from gatewayd.control.registry import RefusedError
+from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.keeper import NotSavedError
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except RefusedError as error:
         return refuse(400, str(error))
+    except NotSavedError as error:
+        return refuse(507, str(error))
     except InvalidBodyError as error:
         return refuse(422, error.errors)
     except ConfigError as error:

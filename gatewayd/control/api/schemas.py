@@ -8,42 +8,31 @@ Unknown fields are ignored at every level: callers of other releases send more.
 
 from __future__ import annotations
 
-import os
-import stat
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AnyHttpUrl, BeforeValidator, Field
 
 from gatewayd.config.model import Config
 from gatewayd.config.values import (
     parse_duration,
-    parse_replica_url,
     parse_size,
-    parse_socket_path,
-    replica_id,
 )
-from gatewayd.control.api.model_bodies import Domain, OpenAiModelBody, OptionsBody
-from gatewayd.control.registry import NO_INTERNAL_IP, RefusedError
+from gatewayd.control.api.model_bodies import Body, Domain, OpenAiModelBody, OptionsBody
+from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.state import AcmeSettings
 from gatewayd.core.entrypoint import OPENAI
 from gatewayd.core.model import (
-    Address,
     Balance,
     Cors,
     RateLimit,
-    Replica,
     RouterMode,
     RouterSpec,
+    Secret,
     Service,
     Timeouts,
-    UnixAddress,
 )
 
-NOT_YET = "not available yet"
 _DRAIN_TIMEOUT_MAX_S = 3600.0
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 def _lower(value: object) -> object:
@@ -62,7 +51,6 @@ Seconds = Annotated[
 MaybeSeconds = Annotated[Seconds, Field(gt=0)] | None
 Bytes = Annotated[int, BeforeValidator(lambda v: parse_size(v) if isinstance(v, str) else v)]
 Prefix = Annotated[str, Field(pattern=r"^/[^\s\\{}]*$")]
-ReplicaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 
 
 class RateKeyBody(Body):
@@ -92,13 +80,13 @@ class RouterBody(Body):
     steer_body_limit: Bytes = RouterSpec("").steer_body_limit
     routing_key_header: str | None = None
     pd_disaggregation: bool = False
-    args: dict[str, str | int | float | bool | None] = {}
+    args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
 
 
 class CorsBody(Body):
-    origins: list[str] = ["*"]
-    methods: list[str] = list(Cors().methods)
-    headers: list[str] = ["*"]
+    origins: list[str] = Field(default_factory=lambda: ["*"])
+    methods: list[str] = Field(default_factory=lambda: list(Cors().methods))
+    headers: list[str] = Field(default_factory=lambda: ["*"])
     max_age: int = 600
     credentials: bool = False
 
@@ -107,12 +95,14 @@ class RegisterServiceBody(Body):
     """The registry's own fields, and those of a service in the file."""
 
     run_name: Name
-    domain: Annotated[list[Domain], BeforeValidator(_one_or_many)] = []
+    domain: Annotated[list[Domain], BeforeValidator(_one_or_many)] = Field(default_factory=list)
     https: bool = False
+    id: str | None = None
+    ssh_private_key: str | None = None
     auth: bool | None = None
     client_max_body_size: Annotated[Bytes, Field(gt=0)] = 64 * 1024 * 1024
     options: OptionsBody = OptionsBody()
-    rate_limits: list[RateLimitBody] = []
+    rate_limits: list[RateLimitBody] = Field(default_factory=list)
     read_timeout: int | None = None
     router: RouterBody | str | None = None
     has_router_replica: bool = False
@@ -125,14 +115,24 @@ class RegisterServiceBody(Body):
     debug_headers: bool | None = None
 
 
-class RegisterReplicaBody(Body):
-    job_id: ReplicaId | None = None
-    id: ReplicaId | None = None
-    socket: str | None = None
-    url: str | None = None
-    ssh_host: str | None = None
-    app_port: int | None = None
-    internal_ip: str | None = None
+class SetIdBody(Body):
+    id: str
+
+
+class ConfigBody(Body):
+    """Replaces what was set before as a whole."""
+
+    acme_server: AnyHttpUrl | None = None
+    acme_eab_kid: str | None = None
+    acme_eab_hmac_key: str | None = None
+
+    def meaning(self) -> AcmeSettings:
+        server, key = self.acme_server, self.acme_eab_hmac_key
+        return AcmeSettings(
+            None if server is None else str(server),
+            self.acme_eab_kid,
+            None if key is None else Secret(key),
+        )
 
 
 class WithdrawBody(Body):
@@ -161,6 +161,7 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         domains=domains,
         auth=auth,
         https=body.https,
+        id=body.id,
         model=model,
         model_format=OPENAI if option is None else option.meaning(),
         client_max_body_size=body.client_max_body_size,
@@ -175,55 +176,6 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         debug_headers=config.debug_headers if body.debug_headers is None else body.debug_headers,
         origin="api",
     )
-
-
-def to_replica(body: RegisterReplicaBody, *, by_internal_ip: bool = False) -> Replica:
-    """Raises RefusedError for an address that cannot be dialled. `by_internal_ip`: the gateway
-    reaches it where other replicas do, so that no tunnel is needed."""
-    if by_internal_ip and body.url is None and not body.internal_ip:
-        raise RefusedError(NO_INTERNAL_IP)
-    if by_internal_ip and body.socket is None and body.url is None:
-        body = body.model_copy(update={"url": _internal_url(body), "ssh_host": None})
-    if body.ssh_host is not None:
-        raise RefusedError(f"replicas behind ssh are {NOT_YET}: register a `socket` or a `url`")
-    if (body.socket is None) == (body.url is None):
-        raise RefusedError("a replica has exactly one of `socket` and `url`")
-    try:
-        if body.socket is not None:
-            address: Address = parse_socket_path(body.socket.removeprefix("unix:"))
-        else:
-            assert body.url is not None
-            address = parse_replica_url(body.url)
-    except ValueError as error:
-        raise RefusedError(f"{'socket' if body.socket is not None else 'url'}: {error}") from error
-    if isinstance(address, UnixAddress):
-        _check_socket(address.path)
-    return Replica(
-        body.job_id or body.id or replica_id(address),
-        address,
-        origin="api",
-        internal_ip=body.internal_ip or None,
-    )
-
-
-def _internal_url(body: RegisterReplicaBody) -> str:
-    assert body.internal_ip
-    if body.app_port is None:
-        raise RefusedError("a replica with `internal_ip` needs its `app_port`")
-    host = f"[{body.internal_ip}]" if ":" in body.internal_ip else body.internal_ip
-    return f"http://{host}:{body.app_port}"
-
-
-def _check_socket(path: str) -> None:
-    """A typing error is found now, not by the first request."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise RefusedError(f"there is no socket {path}: start the replica first") from None
-    except OSError as error:
-        raise RefusedError(f"socket {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(mode):
-        raise RefusedError(f"{path} is not a socket")
 
 
 def _timeouts(body: RegisterServiceBody) -> Timeouts:
