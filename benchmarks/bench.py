@@ -12,6 +12,7 @@ import json
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ class Shape:
     workers: int = 1
     pinned: bool = True
     plain_log: bool = True  # an access line per request
+    tls: bool = False  # on a second port as well
 
 
 class Proxy(ABC):
@@ -76,6 +78,7 @@ class Proxy(ABC):
         self.shape = shape
         self.folder = folder
         self.port = free_port()
+        self.tls_port = free_port() if shape.tls else 0
 
     @abstractmethod
     def start(self) -> None:
@@ -133,6 +136,19 @@ class Bench:
         folder = self.folder / f"{self._serial}-{name}"
         folder.mkdir()
         return folder
+
+    def certificate(self) -> tuple[Path, Path]:
+        """(certificate, key): ECDSA P-256, self-signed; both proxies have the same."""
+        cert, key = self.folder / "tls.pem", self.folder / "tls.key"
+        if not cert.exists():
+            argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                    "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={HOST}",
+                    "-addext", f"subjectAltName=DNS:{HOST}", "-keyout", str(key),
+                    "-out", str(cert)]  # fmt: skip
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+            if done.returncode != 0:
+                raise BenchError(f"openssl: {done.stderr.strip()}")
+        return cert, key
 
     def headers(self, **more: str) -> dict[str, str]:
         return {"Host": HOST, "Authorization": f"Bearer {self.token}", **more}

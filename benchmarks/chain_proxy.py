@@ -38,7 +38,7 @@ class OldChain(NginxProxy):
         self.router_port = free_port()
         self.bridge_port = free_port()
         return EDGE.format(
-            members=f"server 127.0.0.1:{self.router_port};", port=self.port
+            tls="", members=f"server 127.0.0.1:{self.router_port};", port=self.port
         ) + _BRIDGE.format(port=self.bridge_port, socket=self.shape.sockets[0])
 
     def start(self) -> None:

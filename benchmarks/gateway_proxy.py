@@ -35,13 +35,20 @@ class GatewayProxy(Proxy):
             ],
             "replicas": [f"unix:{path}" for path in self.shape.sockets],
         }
+        listen: dict[str, object] = {
+            "http": [f"127.0.0.1:{self.port}"],
+            "admin": f"127.0.0.1:{self.admin}",
+        }
+        certificate = None
+        if self.shape.tls:
+            listen["https"] = f"127.0.0.1:{self.tls_port}"
+            cert, key = self.bench.certificate()
+            certificate = {"type": "file", "cert": str(cert), "key": str(key)}
         return {
             "name": "bench",
             "project": PROJECT,
-            "listen": {
-                "http": [f"127.0.0.1:{self.port}"],
-                "admin": f"127.0.0.1:{self.admin}",
-            },
+            "certificate": certificate,
+            "listen": listen,
             "workers": self.shape.workers,
             "state_dir": str(self.folder / "state"),
             "run_dir": str(self.folder / "run"),

@@ -90,17 +90,22 @@ def client(
     path: str,
     *options: str,
     body: bytes = b"",
+    tls: bool = False,
 ) -> Iterator[Process]:
     """One of our clients, connected to a proxy or straight to the replica's socket, told by its
     first line what to send; it answers when it is ready."""
     headers = bench.headers(**({"Content-Type": "application/json"} if body else {}))
-    target = str(where) if isinstance(where, Path) else f"127.0.0.1:{where.port}"
+    if isinstance(where, Path):
+        target = str(where)
+    else:
+        target = f"127.0.0.1:{where.tls_port if tls else where.port}"
     request = {
         "target": target,
         "method": "POST" if body else "GET",
         "path": path,
         "headers": headers,
         "body": body.decode(),
+        "tls": tls,
     }
     with bench.python(script, *options) as process:
         process.say(json.dumps(request))

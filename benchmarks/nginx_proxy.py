@@ -48,6 +48,7 @@ EDGE = """\
     }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        {tls}
         location / {{
             proxy_pass http://replicas;
             proxy_http_version 1.1;
@@ -63,12 +64,27 @@ EDGE = """\
 """
 
 
+# As Mozilla's configuration generator writes it ("intermediate").
+_TLS = """\
+listen 127.0.0.1:{port} ssl backlog=4096;
+        ssl_certificate {cert};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_prefer_server_ciphers off;
+        ssl_session_cache shared:tls:10m;
+        ssl_session_tickets off;"""
+
+
 class NginxProxy(Proxy):
     IDLE = frozenset({"master"})
 
     def servers(self) -> str:
         members = " ".join(f"server unix:{path};" for path in self.shape.sockets)
-        return EDGE.format(members=members, port=self.port)
+        tls = ""
+        if self.shape.tls:
+            cert, key = self.bench.certificate()
+            tls = _TLS.format(port=self.tls_port, cert=cert, key=key)
+        return EDGE.format(members=members, port=self.port, tls=tls)
 
     def start(self) -> None:
         text = _MAIN.format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import bulk, chain, lifecycle, memory, small, sse
+from benchmarks.figures import bulk, chain, lifecycle, memory, small, sse, tls
 from benchmarks.report import Figure
 
 ALL: tuple[Figure, ...] = (
@@ -10,6 +10,7 @@ ALL: tuple[Figure, ...] = (
     *sse.FIGURES,
     *bulk.FIGURES,
     *memory.FIGURES,
+    *tls.FIGURES,
     *chain.FIGURES,
     *lifecycle.FIGURES,
 )

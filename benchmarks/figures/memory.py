@@ -18,20 +18,23 @@ _WARM_UP = 20
 
 
 @contextmanager
-def _open(bench: Bench, proxy: Proxy, kind: str, count: int) -> Iterator[None]:
+def opened(
+    bench: Bench, proxy: Proxy, kind: str, count: int, *, tls: bool = False
+) -> Iterator[None]:
     """Opened, used and settled; still whole at the end of the block."""
     if kind == "stream":
         script, path, option, check = "sse_client", "/sse?rate=2", "--streams", "measure 1.5"
     else:
         script, path, option, check = "hold_client", "/small", "--connections", "check"
-    with client(bench, script, proxy, path, option, str(count)) as process:
+    with client(bench, script, proxy, path, option, str(count), tls=tls) as process:
         process.say(check)
         process.hear(10.0)
         yield
         process.require_alive()
 
 
-def _run(kind: str, bench: Bench, samples: Samples) -> None:
+def run(kind: str, bench: Bench, samples: Samples, *, tls: bool = False) -> None:
+    name = f"tls-{kind}-memory" if tls else f"{kind}-memory"
     settings = bench.settings
     count = settings.open_streams if kind == "stream" else settings.idle_connections
 
@@ -41,25 +44,25 @@ def _run(kind: str, bench: Bench, samples: Samples) -> None:
         # A new process each time: what one round has allocated, the next would have for nothing.
         index = [proxy.name for proxy in proxies].index(fresh.name)
         with bench.running(bench.build(shape)[index]) as proxy:
-            with _open(bench, proxy, kind, _WARM_UP):
+            with opened(bench, proxy, kind, _WARM_UP, tls=tls):
                 pass
             before = proxy.carriers_kib()
-            with _open(bench, proxy, kind, count):
+            with opened(bench, proxy, kind, count, tls=tls):
                 grown = proxy.carriers_kib() - before
-            samples.add(f"{kind}-memory", proxy.name, grown / count)
+            samples.add(name, proxy.name, grown / count)
 
     with bench.replica() as path:
-        shape = Shape((path,))
+        shape = Shape((path,), tls=tls)
         proxies = bench.build(shape)
         bench.in_turn(proxies, once)
-    samples.notes[f"{kind}-memory"] = f"{count} open at once, growth of resident memory"
+    samples.notes[name] = f"{count} open at once, growth of resident memory"
 
 
 FIGURES = (
     Figure(
         "stream-memory",
         (Line("stream-memory", "memory of an open stream", "KiB", Bound("<=", 1.0)),),
-        partial(_run, "stream"),
+        partial(run, "stream"),
     ),
     Figure(
         "idle-memory",
@@ -71,6 +74,6 @@ FIGURES = (
                 Bound("<=", 30.0, of="value"),
             ),
         ),
-        partial(_run, "idle"),
+        partial(run, "idle"),
     ),
 )

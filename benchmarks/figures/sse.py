@@ -18,11 +18,20 @@ _PATH = f"/sse?rate={RATE}"
 
 
 def measure(
-    bench: Bench, where: Proxy | Path, path: str, *, rate: float, seconds: float, body: bytes = b""
+    bench: Bench,
+    where: Proxy | Path,
+    path: str,
+    *,
+    rate: float,
+    seconds: float,
+    body: bytes = b"",
+    tls: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """One window over freshly opened streams: what the client saw, CPU seconds by role."""
     streams = bench.settings.streams
-    with client(bench, "sse_client", where, path, "--streams", str(streams), body=body) as process:
+    with client(
+        bench, "sse_client", where, path, "--streams", str(streams), body=body, tls=tls
+    ) as process:
         meter = where.meter() if isinstance(where, Proxy) else None
         process.say(f"measure {seconds}")
         seen = process.hear(seconds + 10)

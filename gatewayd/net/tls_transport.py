@@ -48,7 +48,19 @@ class Secured(Protocol):
 class TlsTransport(asyncio.Protocol):
     """The protocol of the connection below, and the transport of the one above."""
 
-    __slots__ = ("_contexts", "_half", "_incoming", "_open", "_outgoing", "_raw", "_tls", "_upper")
+    __slots__ = (
+        "_contexts",
+        "_half",
+        "_incoming",
+        "_open",
+        "_outgoing",
+        "_raw",
+        "_seal",
+        "_sealed",
+        "_send",
+        "_tls",
+        "_upper",
+    )
 
     def __init__(self, contexts: Contexts, upper: Secured) -> None:
         self._contexts = contexts
@@ -91,7 +103,7 @@ class TlsTransport(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
-        self._tls = None  # with its reference to the context, and thereby to an old certificate
+        self._tls = None
         self._upper.connection_lost(exc)
 
     # --- the handshake
@@ -120,6 +132,8 @@ class TlsTransport(asyncio.Protocol):
         if tls.selected_alpn_protocol() == ACME_PROTOCOL:
             self.close()  # the handshake was all that was wanted (RFC 8737, 3)
             return
+        # An event of a stream is these three calls: bound once.
+        self._seal, self._sealed, self._send = tls.write, self._outgoing.read, self._raw.write
         self._open = True
         self._upper.secured()
         if self._open and (self._incoming.pending or tls.pending()):
@@ -157,24 +171,23 @@ class TlsTransport(asyncio.Protocol):
             self.close()
 
     def write(self, data: bytes) -> None:
-        tls = self._tls
-        if not self._open or tls is None or not data:
+        if not self._open or not data:
             return
         try:
-            size = tls.write(data)
+            size = self._seal(data)
             if size < len(data):
-                self._write_rest(tls, memoryview(data), size)
+                self._write_rest(memoryview(data), size)
         except ssl.SSLError:
             self.abort()
             return
-        self._raw.write(self._outgoing.read())
+        self._send(self._sealed())
 
-    def _write_rest(self, tls: ssl.SSLObject, data: memoryview, size: int) -> None:
-        """A call writes one record. Each leaves at once, so that the buffer between, which never
+    def _write_rest(self, data: memoryview, size: int) -> None:
+        """A call seals one record. Each leaves at once, so that the buffer between, which never
         shrinks, holds one; uvloop makes one system call of them."""
         while size < len(data):
-            self._raw.write(self._outgoing.read())
-            size += tls.write(data[size:])
+            self._send(self._sealed())
+            size += self._seal(data[size:])
 
     def _flush(self) -> None:
         data = self._outgoing.read()

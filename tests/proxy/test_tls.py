@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+import weakref
 
 import pytest
 from certificates import Authority, make_authority
@@ -412,3 +414,23 @@ async def test_a_drain_lets_a_handshake_end(secure: Gateway, authority: Authorit
     assert not connection.idle
     wire.close()
     await soon(wire.gone())
+
+
+async def test_nothing_is_left_of_a_connection(secure: Gateway, authority: Authority) -> None:
+    """By counting references alone: collecting cycles is put off in a worker."""
+    replica = await secure.serve()
+    replica.answers = reply(b"yes")
+    gc.collect()
+    gc.disable()
+    try:
+        for leave in (Wire.close, Wire.reset):
+            wire = await secure.tls_client(authority.client())
+            (connection,) = secure.plane.servers[-1].each()
+            left = weakref.ref(connection.transport.get_extra_info("ssl_object"))
+            assert (await wire.ask(HELLO)).body == b"yes"
+            del connection
+            leave(wire)
+            await secure.settle_clients()
+            await until(lambda left=left: left() is None, "it was freed")
+    finally:
+        gc.enable()

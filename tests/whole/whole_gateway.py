@@ -70,7 +70,7 @@ class Gateway:
         self.file = home / "gateway.yaml"
         self.access_log = home / "access.log"
         self.pid = 0
-        self.port = 0
+        self.port = self.tls_port = 0
         self.log = ""
         self.started_s = 0.0  # from the spawn until /readyz said 200
         self._env = dict(env or {})
@@ -159,12 +159,13 @@ class Gateway:
 
         await eventually(ready, START_S, "ready", every_s=0.01)
         self.started_s = time.monotonic() - self._began
-        (listener,) = [
-            entry["address"]
+        ports = {
+            entry["kind"]: int(entry["address"].rpartition(":")[2])
             for entry in (await self.status())["listeners"]
-            if entry["kind"] == "http"
-        ]
-        self.port = int(listener.rpartition(":")[2])
+            if entry["kind"] in ("http", "https")
+        }
+        self.port = ports["http"]
+        self.tls_port = ports.get("https", 0)
 
     async def exited(self, within_s: float = 15.0) -> int:
         assert self._process is not None
