@@ -74,6 +74,7 @@ def convert(
         limits=Limits(**raw.limits.model_dump()),
         drain_timeout=raw.drain_timeout,
         ports=_ports(raw.ports, rules),
+        stats_count=raw.stats.count,
         debug_headers=raw.debug_headers,
         services=services,
         model_endpoint=_endpoint(raw, services, https, rules, configured=auth is not None),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gatewayd.core.demand import Count
 from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import Address, Auth, CertificateSource, Limits, Log, RouterSpec, Service
 
@@ -66,5 +67,6 @@ class Config:
     services: tuple[Service, ...]
     model_endpoint: Entrypoint | None = None
     certificate: CertificateSource | None = None
+    stats_count: Count = "running"
     debug_headers: bool = False
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown

@@ -20,6 +20,7 @@ from gatewayd.config.schema_edge import (
     ListenTable,
     LogTable,
     PortsTable,
+    StatsTable,
 )
 from gatewayd.config.schema_models import ModelEndpointTable
 from gatewayd.config.schema_service import RouterEntry, ServiceTable
@@ -82,6 +83,7 @@ class GatewayFile(Table):
     limits: LimitsTable = LimitsTable()
     drain_timeout: DurationOrZero = 30.0
     """How long a graceful stop waits for what still runs."""
+    stats: StatsTable = StatsTable()
     debug_headers: Bool = False
     """Whether answers name the replica that gave them; a service may say otherwise."""
     services: Annotated[list[ServiceTable], LIST] = Field(default_factory=list)

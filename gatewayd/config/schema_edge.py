@@ -22,6 +22,7 @@ from gatewayd.config.words import (
     OptionalAddress,
     PortSpan,
 )
+from gatewayd.core.demand import Count as Demanded
 from gatewayd.core.model import Limits, Log
 
 _LIMITS = Limits()
@@ -92,3 +93,12 @@ class LimitsTable(Table, json_schema_extra=MAY_BE_NULL):
     write_timeout: Duration = _LIMITS.write_timeout
     connections_per_ip: Count = _LIMITS.connections_per_ip
     """0: no limit."""
+
+
+class StatsTable(Table, json_schema_extra=MAY_BE_NULL):
+    """What is told to whoever scales services."""
+
+    place: ClassVar[str] = "stats"
+
+    count: Annotated[Demanded, one_of("running", "finished", "started")] = "running"
+    """Which requests count in a window: those that ran in it, ended in it, or began in it."""

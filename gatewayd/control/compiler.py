@@ -57,6 +57,7 @@ class Compiler:
         ports: PortLeases,
         routers: Routers,
         *,
+        column: Callable[[Service], int] = lambda service: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._began = int(time.time())  # when the models of the file were made, as far as we know
@@ -64,6 +65,7 @@ class Compiler:
         self._indexes = indexes
         self._ports = ports
         self._routers = routers
+        self._column = column
         self._clock = clock
         self._last_ports: dict[int, BridgePort] = {}
         self._bare: dict[str, tuple[Service, Service]] = {}  # by key: as it is, and as published
@@ -86,6 +88,7 @@ class Compiler:
             project=self._state.project,
             entrypoints=self._state.all_entrypoints(),
             models=self._state.all_models(self._began),
+            columns={service.key: self._column(service) for service in services},
         )
 
     def _without_replicas(self, service: Service) -> tuple[Service, Service]:

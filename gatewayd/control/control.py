@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,8 @@ from typing import Final
 from gatewayd.config.model import Config
 from gatewayd.control.certs import Certificates
 from gatewayd.control.compiler import Compiler
+from gatewayd.control.demand_store import DemandStore
+from gatewayd.control.demands import Demands
 from gatewayd.control.keeper import Keeper
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
@@ -38,13 +40,14 @@ from gatewayd.control.spawn import Argv, Spawned
 from gatewayd.control.state import State
 from gatewayd.control.status import Status
 from gatewayd.control.store import Store
-from gatewayd.control.survivors import StateDir, StateDirError, dismiss
+from gatewayd.control.survivors import Known, StateDir, StateDirError, dismiss
 from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ReopenLogs, Report
 from gatewayd.core.model import Address, RouterSpec
 from gatewayd.net.buckets import SharedStore
+from gatewayd.net.demand import DemandTable
 from gatewayd.net.loads import LoadTable
 from gatewayd.routers.base import load, port_pool
 
@@ -122,19 +125,24 @@ class Control:
         self.sockets.bind(config, self._environ, takeover=bool(survivors))
         self._closers.callback(self.sockets.close)
         self._build()
+        self.demands.restore(process.pid for process in survivors)
         self._restore()
         self._write_pid()
         self.workers.start()
         self.routers.follow()
         self.publisher.start()
         await self.certificates.follow(config)  # first: the first snapshot opens the listeners
+        self._tasks.own(self.demands.run(), "demand")
         await self.publisher.publish()
         await self._serve_admin()
         await self._until_ready()
         self._started = True
         if survivors:
-            timeout = config.drain_timeout + _SURVIVOR_GRACE_S
-            self._tasks.own(dismiss(survivors, timeout), "dismiss survivors")
+            self._tasks.own(self._dismiss(survivors), "dismiss survivors")
+
+    async def _dismiss(self, survivors: Sequence[Known]) -> None:
+        await dismiss(survivors, self.config.drain_timeout + _SURVIVOR_GRACE_S)
+        self.demands.predecessors_gone()
 
     def _restore(self) -> None:
         """Services of the file, and what was registered beside them."""
@@ -149,6 +157,8 @@ class Control:
         config = self.config
         self.loads = LoadTable.create(config.workers + 1)
         self.buckets = SharedStore.create()
+        self.demand_table = DemandTable.create(config.workers)
+        self.demands = Demands(self.demand_table, DemandStore(config.state_dir))
         self.workers = Workers(
             config.workers,
             limits=config.limits,
@@ -156,6 +166,7 @@ class Control:
             listeners=self.sockets.public,
             loads=self.loads,
             buckets_fd=self.buckets.fd,
+            demand_fd=self.demand_table.fd,
             hooks=Hooks(
                 self._spawned, self._process_ready, self._acked, self._reported, self._died
             ),
@@ -172,7 +183,9 @@ class Control:
             load=self.indexes.load,
             on_change=lambda: self.publisher.request(),
         )
-        compiler = Compiler(self.state, self.indexes, self.ports, self.routers)
+        compiler = Compiler(
+            self.state, self.indexes, self.ports, self.routers, column=self.demands.column
+        )
         self.publisher = Publisher(compiler, self.workers, self._published)
         self.certificates = Certificates(self.publisher)
         self.store = Store(config.state_dir)
@@ -207,6 +220,7 @@ class Control:
         )
         # Undone from the last to the first.
         self._closers.callback(self._close_tables)
+        self._closers.push_async_callback(self.demands.aclose)
         self._closers.push_async_callback(self._tasks.aclose)
         self._closers.push_async_callback(self.keeper.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
@@ -221,6 +235,7 @@ class Control:
         self.ports.close()
         self.loads.close()
         self.buckets.close()
+        self.demand_table.close()
 
     def _write_pid(self) -> None:
         if self.config.run_dir is None:
@@ -251,14 +266,16 @@ class Control:
         from gatewayd.control.api.ops_calls import OpsCalls
         from gatewayd.control.api.registry_calls import RegistryCalls
         from gatewayd.control.api.server import AdminServer
+        from gatewayd.control.api.stats_calls import StatsCalls
         from gatewayd.control.metrics import Exposition
 
         assert self.sockets.admin is not None
         ops = OpsCalls(self.status, Exposition(self.status.sample), self.reloader)
         calls = RegistryCalls(self.registry, self.state, self.reloader, check_router)
+        stats = StatsCalls(self.demands, self.state, self.reloader)
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
-        await self.admin.serve(self.sockets.admin, ops, calls)
+        await self.admin.serve(self.sockets.admin, ops, calls, stats)
         if self.sockets.metrics is not None:
             await self.admin.serve_metrics(self.sockets.metrics, ops)
 
@@ -274,6 +291,7 @@ class Control:
 
     def _published(self) -> None:
         self.telemetry.keep(self.state.services)
+        self.demands.keep(self.state.services.values())
         self.roles.follow()
         self.routers.follow()
         self.reachability.look_at_new()
@@ -313,6 +331,7 @@ class Control:
 
     def _died(self, process: SlotProcess) -> None:
         self.telemetry.ended(process)
+        self.demands.died(process.slot)
 
     # --- what an operator asks, by signal ------------------------------------------------------
 

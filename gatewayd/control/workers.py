@@ -42,6 +42,7 @@ class Workers:
         listeners: Sequence[Listener],
         loads: LoadTable,
         buckets_fd: int,
+        demand_fd: int,
         hooks: Hooks,
         argv: Argv = own_command,
         ahead: list[Spawned],
@@ -50,7 +51,7 @@ class Workers:
         self._log_spec = log
         self._listeners = listeners
         self._loads = loads
-        self._buckets_fd = buckets_fd
+        self._tables = (loads.fd, buckets_fd, demand_fd)
         self._hooks = hooks
         inner = replace(hooks, died=self._died)
         self.slots = [Slot("worker", i, self._for_worker, inner, argv, ahead) for i in range(count)]
@@ -161,7 +162,7 @@ class Workers:
     def _for_worker(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
         sockets = [listener.for_slot(slot.number) for listener in self._listeners]
         specs = tuple(ListenerSpec(each.name, each.kind, each.tls) for each in self._listeners)
-        fds = [self._loads.fd, self._buckets_fd, *(sock.fileno() for sock in sockets)]
+        fds = [*self._tables, *(sock.fileno() for sock in sockets)]
         return self._configure(slot, incarnation, specs), fds
 
     def _for_bridge(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:

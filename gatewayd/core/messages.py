@@ -29,7 +29,7 @@ class ListenerSpec:
 @dataclass(frozen=True, slots=True)
 class Configure:
     """The first frame. Descriptors travel beside it in this order: the load table, the bucket
-    table (workers only), then one per entry of `listeners`."""
+    and the demand table (workers only), then one per entry of `listeners`."""
 
     slot: int  # row in the load table
     slots: int  # rows in the load table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry, ModelFormat
@@ -31,6 +32,7 @@ class Target:
     forward_auth: bool
     limits: tuple[Rule, ...] = ()  # service.rate_limits made ready, longest prefix first
     label: str = ""  # what access lines call the service, as metrics do
+    column: int = 0  # where its requests are counted (net.demand)
 
 
 @by_fields
@@ -106,10 +108,11 @@ def compile_snapshot(
     project: str = "main",
     entrypoints: Iterable[Entrypoint] = (),
     models: Iterable[ModelEntry] = (),
+    columns: Mapping[str, int] = MappingProxyType({}),
 ) -> Snapshot:
-    """Flatten services into a host table. `upstreams` is keyed by `Service.key`; a draining
-    replica has no endpoint in it. Domains are unique by the registry's word. Services of `project`
-    are called by their bare names."""
+    """Flatten services into a host table. `upstreams` and `columns` are keyed by `Service.key`; a
+    draining replica has no endpoint. Domains are unique by the registry's word. Services of
+    `project` are called by their bare names."""
     targets: dict[str, Target] = {}
     by_service: dict[str, Target] = {}
     forward = auth is None or auth.forward
@@ -132,6 +135,7 @@ def compile_snapshot(
             forward_auth=forward or not service.auth,
             limits=compile_limits(service.key, limits),
             label=service.name if service.project == project else service.key,
+            column=columns.get(service.key, 0),
         )
         for domain in service.domains:
             targets[domain.lower()] = target

@@ -91,6 +91,10 @@ def token(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
 
 
 def replica(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    """Where an authority is asked, this comes after its word: else whoever has any token at all
+    could make a service without replicas start some."""
+    if edge.authority is not None and served.service.auth:
+        return None
     return served.unready
 
 

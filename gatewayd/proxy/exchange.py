@@ -61,6 +61,7 @@ class Exchange:
     bytes_in = 0
     bytes_out = 0
     first_byte_at = 0.0
+    demanded_ms = 0  # when it began, once it counts as demand
     closed_by = "-"
 
     def __init__(

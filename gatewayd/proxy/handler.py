@@ -16,10 +16,11 @@ from gatewayd.core.auth import Verdict, bearer_token, index_tokens
 from gatewayd.core.clients import ClientAddresses
 from gatewayd.core.headers import BadHead, scan_request, tokens
 from gatewayd.core.model import Limits, Token, TokensAuth
-from gatewayd.core.reply import LocalReply
+from gatewayd.core.reply import NO_REPLICA, LocalReply
 from gatewayd.core.routing import host_name, split_target, strip_prefix, unknown_host
 from gatewayd.core.snapshot import Snapshot
 from gatewayd.net.buckets import BucketStore
+from gatewayd.net.demand import DemandTable
 from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.authority import Authority, authority_for
@@ -48,12 +49,18 @@ class Edge:
     """A worker's view of the gateway. `apply` swaps the world; running exchanges keep theirs."""
 
     def __init__(
-        self, plane: Plane, limits: Limits, buckets: BucketStore, access_log: AccessLog
+        self,
+        plane: Plane,
+        limits: Limits,
+        buckets: BucketStore,
+        demand: DemandTable,
+        access_log: AccessLog,
     ) -> None:
         self.plane = plane
         self.outbox = plane.outbox
         self.limits = limits
         self.buckets = buckets
+        self.demand = demand
         self.access_log = access_log
         self.meters = Meters()
         self.draining = False
@@ -117,7 +124,7 @@ class Edge:
         served = exchange.served
         if reply is not None:
             if reply.rejection:
-                self._meter(exchange).rejected(reply.rejection)
+                self.rejected(exchange, reply.rejection)
             exchange.answer(reply)
             return
         if served is None:
@@ -159,15 +166,25 @@ class Edge:
         prefix = served.service.strip_prefix
         if prefix is not None:
             exchange.upstream_target = strip_prefix(exchange.target, prefix)
+        self.demanded(exchange, served)
         Forward(self.plane, exchange, served).start()
 
     def ended(self, exchange: Exchange) -> None:
         now = time.monotonic()
         self._meter(exchange).record(exchange, now)
+        if exchange.demanded_ms and exchange.served is not None:
+            self.demand.ended(exchange.served.column, exchange.demanded_ms, int(now * 1000))
         self.access_log.write(exchange, now)
+
+    def demanded(self, exchange: Exchange, served: Served) -> None:
+        """It has been let through, to a replica or where one is missing: that scalers count."""
+        exchange.demanded_ms = began_ms = int(exchange.started_at * 1000)
+        self.demand.began(served.column, began_ms)
 
     def rejected(self, exchange: Exchange, reason: str) -> None:
         self._meter(exchange).rejected(reason)
+        if reason == NO_REPLICA.rejection and exchange.served is not None:
+            self.demanded(exchange, exchange.served)
 
     def _meter(self, exchange: Exchange | None) -> Meter:
         served = exchange.served if exchange is not None else None
@@ -314,8 +331,9 @@ class _Judging(Waiting):
     def _go_on(self, refusal: LocalReply | None) -> None:
         exchange = self._exchange
         exchange.running = None
+        refusal = refusal or self._served.unready
         if refusal is None:
             self._edge.forward(exchange, self._served)
         else:
-            self._served.meter.rejected(refusal.rejection)
+            self._edge.rejected(exchange, refusal.rejection)
             exchange.answer(refusal)

@@ -170,6 +170,8 @@ class ModelCall(Waiting):
                 raise RefusedError(refusal)
         if served.service.auth:
             await self._judge(served.key)
+            if served.unready is not None:
+                raise RefusedError(served.unready)
         if isinstance(model.format, TgiFormat):
             await self._translate(model.format, served)
         else:
@@ -181,6 +183,7 @@ class ModelCall(Waiting):
         call = await adapt(exchange, b"".join(pieces), form, edge.prompts)
         if isinstance(call, LocalReply):
             raise RefusedError(call)
+        edge.demanded(exchange, served)
         TgiForward(edge.plane, exchange, served, call, form).start()
 
     def _model(self, name: str) -> ModelTarget:

@@ -50,6 +50,7 @@ class Served:
     __slots__ = (
         "allowed_paths",
         "by_path",
+        "column",
         "cors",
         "debug_headers",
         "denied_paths",
@@ -87,6 +88,7 @@ class Served:
         self.service = service
         self.key = service.key
         self.label = target.label
+        self.column = target.column
         self.live = live
         self.meter = live.meter
         self.upstream = target.upstream

@@ -18,6 +18,7 @@ from gatewayd.core.messages import (
 )
 from gatewayd.core.snapshot import Snapshot
 from gatewayd.net.buckets import SharedStore
+from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
@@ -41,10 +42,11 @@ class WorkerRole:
         self._plane = plane
         self._sockets = [
             (socket.socket(fileno=fd), listener.tls)
-            for fd, listener in zip(fds[1:], configure.listeners, strict=True)
+            for fd, listener in zip(fds[2:], configure.listeners, strict=True)
         ]
         buckets = SharedStore.attach(fds[0], alone=configure.slots <= 2)  # one worker, the bridge
-        self._edge = Edge(plane, configure.limits, buckets, AccessLog(configure.log))
+        demand = DemandTable.attach(fds[1], configure.slot)
+        self._edge = Edge(plane, configure.limits, buckets, demand, AccessLog(configure.log))
         self._edge.https_port = _port(self._sockets)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:

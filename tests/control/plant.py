@@ -24,6 +24,7 @@ from gatewayd.control.workers import Workers
 from gatewayd.core.messages import Report
 from gatewayd.core.model import Limits, Log, Replica, RouterTraits, Service, TcpAddress, UnixAddress
 from gatewayd.net.buckets import SharedStore
+from gatewayd.net.demand import DemandTable
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
@@ -96,6 +97,7 @@ class Plant:
         self.telemetry = Telemetry()
         self.loads = LoadTable.create(workers + 1)
         self.buckets = SharedStore.create(8)
+        self.demand = DemandTable.create(workers)
         hooks = Hooks(self._spawned, self._ready, self._acked, self._reported, self._died)
         self.workers = Workers(
             workers,
@@ -104,6 +106,7 @@ class Plant:
             listeners=listeners,
             loads=self.loads,
             buckets_fd=self.buckets.fd,
+            demand_fd=self.demand.fd,
             hooks=hooks,
             argv=self._argv,
             ahead=[],
@@ -132,6 +135,7 @@ class Plant:
         self.ports.close()
         self.loads.close()
         self.buckets.close()
+        self.demand.close()
 
     def frames(self, kind: str, pid: int | None = None) -> list[dict[str, Any]]:
         """What the processes say they got."""

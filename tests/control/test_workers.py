@@ -28,8 +28,8 @@ async def test_every_slot_gets_the_tables_and_its_own_sockets(make_plant: MakePl
         await plant.all_ready()
         frames = plant.frames("configure")
         assert sorted((f["slot"], f["fds"], tuple(f["kinds"])) for f in frames) == [
-            (0, 3, ("tcp",)),
-            (1, 3, ("tcp",)),
+            (0, 4, ("tcp",)),
+            (1, 4, ("tcp",)),
         ]
     listener.close()
 

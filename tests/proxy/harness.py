@@ -30,6 +30,7 @@ from gatewayd.core.model import (
 from gatewayd.core.model import Replica as Registered
 from gatewayd.core.snapshot import compile_snapshot
 from gatewayd.net.buckets import LocalStore
+from gatewayd.net.demand import DemandTable
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.tls import Contexts
 from gatewayd.proxy.accesslog import AccessLog
@@ -52,7 +53,10 @@ class Gateway:
         self.loads = LoadTable.attach(os.dup(table.fd), 1, 0)
         table.close()
         self.plane = Plane(self.loop, self.loads)
-        self.edge = Edge(self.plane, Limits(), LocalStore(), AccessLog(log or Log(access="off")))
+        self.demand = DemandTable.create(1)
+        demand = DemandTable.attach(os.dup(self.demand.fd), 0)
+        access_log = AccessLog(log or Log(access="off"))
+        self.edge = Edge(self.plane, Limits(), LocalStore(), demand, access_log)
         self.contexts = Contexts()
         self.server = EdgeServer(self.edge, self.loop)
         self.plane.servers.append(self.server)
@@ -215,6 +219,8 @@ class Gateway:
             await self.edge.prompts.aclose()
             counted = {name: self.loads.load(i) for name, i in self._indexes.items()}
             assert not any(counted.values()), f"still counted: {counted}"
+            demand = self.demand.read(0)
+            assert (demand.running, demand.open_ms) == (0, 0), f"still demanded: {demand}"
             assert not self.faults, f"reached the loop: {self.faults}"
         finally:
             for listener in self._listeners:
@@ -222,3 +228,5 @@ class Gateway:
             self.edge.access_log.close()
             await plane.aclose()
             self.loads.close()
+            self.demand.close()
+            self.edge.demand.close()

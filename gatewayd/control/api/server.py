@@ -7,17 +7,23 @@ calls.
 from __future__ import annotations
 
 import socket
+from typing import Protocol
 
 from aiohttp import web
 
 from gatewayd.control.api.guard import guard
 from gatewayd.control.api.ops_calls import OpsCalls
-from gatewayd.control.api.registry_calls import RegistryCalls
 from gatewayd.control.api.replies import BODY_MAX, answer_errors
 from gatewayd.net.listeners import bound_address
 
 _KEEPALIVE_S = 75.0
 _LAST_ANSWERS_S = 1.0
+
+
+class Calls(Protocol):
+    """A group of paths that belong together."""
+
+    def add_routes(self, app: web.Application) -> None: ...
 
 
 class AdminServer:
@@ -27,12 +33,12 @@ class AdminServer:
     def __repr__(self) -> str:
         return f"<AdminServer {len(self._runners)} addresses>"
 
-    async def serve(self, sock: socket.socket, ops: OpsCalls, registry: RegistryCalls) -> None:
+    async def serve(self, sock: socket.socket, *calls: Calls) -> None:
         app = web.Application(
             middlewares=[answer_errors, guard(bound_address(sock))], client_max_size=BODY_MAX
         )
-        ops.add_routes(app)
-        registry.add_routes(app)
+        for group in calls:
+            group.add_routes(app)
         await self._start(app, sock)
 
     async def serve_metrics(self, sock: socket.socket, ops: OpsCalls) -> None:

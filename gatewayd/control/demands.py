@@ -1,0 +1,198 @@
+"""How much each service is asked for: looked at once a second, kept for five minutes.
+
+Owns: which service is counted in which column, the history of each, carrying both over to the next
+control. Does not own: counting (proxy.handler), the arithmetic (core.demand), the file
+(control.demand_store).
+
+A service is known here by its first domain, so one that is registered anew inherits its history,
+and what still runs of the old one is its own. Of a control that was killed, workers live on and
+count on in its table, as long as they drain: that table is read too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from gatewayd.control.demand_store import DemandStore, Kept
+from gatewayd.core.demand import WINDOWS_S, Count, Demand, History, Moment, Window, window
+from gatewayd.core.model import Service
+from gatewayd.net.demand import CAPACITY, NOBODY, DemandTable
+
+_log = logging.getLogger(__name__)
+_TICK_S: Final = 1.0
+_SAVE_EVERY: Final = 5  # ticks
+_KEPT_STEP_MS: Final = 5000  # what is kept on disk is as exact as this in time, and whole in number
+
+
+class _Counted:
+    """One service's column and history. `before` was counted by earlier controls; `inherited` is
+    the column of the last one's table, if that still counts."""
+
+    __slots__ = ("before", "column", "history", "inherited")
+
+    def __init__(self, column: int, history: History, before: Demand) -> None:
+        self.column = column
+        self.history = history
+        self.before = before
+        self.inherited: int | None = None
+
+
+class Demands:
+    def __init__(
+        self,
+        table: DemandTable,
+        store: DemandStore,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._clock = clock
+        self._predecessor: DemandTable | None = None
+        self._counted: dict[str, _Counted] = {}  # by a service's first domain
+        self._current: set[str] = set()
+        self._free: list[int] = []
+        self._columns = NOBODY + 1  # that were ever given away
+        self._saved: object = None
+        self._saving: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Demands {len(self._current)} services, {len(self._counted)} remembered>"
+
+    def restore(self, survivors: Iterable[int]) -> None:
+        """Go on from where an earlier control was; `survivors` are pids of its workers."""
+        now = self._now()
+        kept = self._store.load(now)
+        found = filter(None, map(DemandTable.held_by, survivors))
+        self._predecessor = next(found, None) if kept else None
+        for name, entry in kept.items():
+            if (counted := self._lease(name, entry.moments)) is None:
+                return
+            if self._predecessor is not None and 0 < entry.column < CAPACITY:
+                counted.inherited = entry.column
+                counted.before = counted.before.plus(entry.total.minus(entry.counted))
+            else:
+                counted.before = counted.before.plus(entry.total.ended(now))
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        for tick in itertools.count(1):
+            await asyncio.sleep(_TICK_S)
+            self._look()
+            if tick % _SAVE_EVERY == 1 and (kept := self._kept()) != self._saved:
+                self._saved = kept
+                self._saving = asyncio.ensure_future(asyncio.to_thread(self._store.save, kept))
+                await asyncio.shield(self._saving)
+
+    async def aclose(self) -> None:
+        """After `run`: the last word is kept too."""
+        if self._saving is not None:
+            await asyncio.gather(self._saving, return_exceptions=True)
+        self._look()
+        self._store.save(self._kept())
+        if self._predecessor is not None:
+            self._predecessor.close()
+            self._predecessor = None
+
+    # --- what others tell
+
+    def column(self, service: Service) -> int:
+        """Where the workers count a service from now on."""
+        counted = self._counted.get(_name(service)) or self._lease(_name(service), ())
+        return NOBODY if counted is None else counted.column
+
+    def keep(self, services: Iterable[Service]) -> None:
+        """Everything else is forgotten once nothing of it runs or can be asked for."""
+        self._current = {_name(service) for service in services}
+
+    def died(self, slot: int) -> None:
+        """The worker of a slot is gone, and what it ran is over."""
+        if slot < self._table.slots:
+            self._table.end_row(slot, self._columns, self._now())
+
+    def predecessors_gone(self) -> None:
+        """The workers of an earlier control have ended."""
+        if self._predecessor is None:
+            return
+        now = self._now()
+        for counted in self._counted.values():
+            if counted.inherited is not None:
+                old = self._predecessor.read(counted.inherited).ended(now)
+                counted.before = counted.before.plus(old)
+                counted.inherited = None
+        self._predecessor.close()
+        self._predecessor = None
+
+    # --- what is asked
+
+    def windows(self, services: Iterable[Service], count: Count) -> dict[str, dict[int, Window]]:
+        """By `Service.key`, then by seconds."""
+        now = self._now()
+        found: dict[str, dict[int, Window]] = {}
+        for service in services:
+            counted = self._counted.get(_name(service))
+            if counted is None:
+                found[service.key] = dict.fromkeys(WINDOWS_S, Window(0, 0.0))
+                continue
+            demand = self._total(counted)
+            found[service.key] = {
+                seconds: window(counted.history, demand, now, seconds, count)
+                for seconds in WINDOWS_S
+            }
+        return found
+
+    # --- looking
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _total(self, counted: _Counted) -> Demand:
+        total = counted.before.plus(self._table.read(counted.column))
+        if counted.inherited is not None and self._predecessor is not None:
+            total = total.plus(self._predecessor.read(counted.inherited))
+        return total
+
+    def _lease(self, name: str, moments: Iterable[Moment]) -> _Counted | None:
+        """None when all columns are taken: the service is served, and not counted."""
+        if self._free:
+            column = self._free.pop()
+        elif self._columns < CAPACITY:
+            column = self._columns
+            self._columns += 1
+        else:
+            _log.error("more than %d services: %s has no statistics", CAPACITY - 1, name)
+            return None
+        # Whatever another service has counted here before is none of this one's.
+        before = Demand().minus(self._table.read(column))
+        history = History(moments or (Moment(self._now(), 0, 0, 0),))
+        counted = self._counted[name] = _Counted(column, history, before)
+        return counted
+
+    def _look(self) -> None:
+        now = self._now()
+        for name, counted in list(self._counted.items()):
+            demand = self._total(counted)
+            counted.history.note(now, demand)
+            if name not in self._current and not demand.running and counted.history.idle(now):
+                del self._counted[name]
+                self._free.append(counted.column)
+
+    def _kept(self) -> dict[str, Kept]:
+        now = self._now()
+        return {
+            name: Kept(
+                total=self._total(counted),
+                moments=tuple(counted.history.thinned(_KEPT_STEP_MS, now)),
+                column=counted.column,
+                counted=self._table.read(counted.column),
+            )
+            for name, counted in self._counted.items()
+        }
+
+
+def _name(service: Service) -> str:
+    return service.domains[0].lower()
