@@ -263,8 +263,9 @@ class Control:
 
     async def _serve_admin(self) -> None:
         # Imported now: what takes half a second to import must not delay the workers' start.
+        from gatewayd.control.api.describe import Describe
         from gatewayd.control.api.ops_calls import OpsCalls
-        from gatewayd.control.api.registry_calls import RegistryCalls
+        from gatewayd.control.api.registry_calls import BODIES, RegistryCalls
         from gatewayd.control.api.server import AdminServer
         from gatewayd.control.api.stats_calls import StatsCalls
         from gatewayd.control.metrics import Exposition
@@ -275,7 +276,7 @@ class Control:
         stats = StatsCalls(self.demands, self.state, self.reloader)
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
-        await self.admin.serve(self.sockets.admin, ops, calls, stats)
+        await self.admin.serve(self.sockets.admin, ops, calls, stats, Describe(BODIES))
         if self.sockets.metrics is not None:
             await self.admin.serve_metrics(self.sockets.metrics, ops)
 

@@ -88,6 +88,7 @@ class Plant:
         workers: int = 2,
         behaviours: dict[int, str] | None = None,
         listeners: Sequence[Listener] = (),
+        **more: Any,  # of the registry
     ) -> None:
         self.log = log
         self.behaviours = behaviours or {}
@@ -122,7 +123,7 @@ class Plant:
             self.workers,
             self._published,
         )
-        self.registry = Registry(self.state, self.publisher, self.routers, self.indexes)
+        self.registry = Registry(self.state, self.publisher, self.routers, self.indexes, **more)
 
     async def __aenter__(self) -> Plant:
         self.workers.start()
@@ -130,6 +131,7 @@ class Plant:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.registry.aclose()
         await self.publisher.aclose()
         await self.workers.stop()
         self.ports.close()

@@ -7,15 +7,18 @@ Owns: paths, and bodies to calls of the registry. Does not own: shapes (schemas)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from aiohttp import web
+from pydantic import BaseModel
 
-from gatewayd.control.api.model_bodies import EntrypointBody
+from gatewayd.control.api.model_bodies import Body, EntrypointBody
 from gatewayd.control.api.replica_bodies import RegisterReplicaBody, to_replica
 from gatewayd.control.api.replies import ok, read_body, reply, validate
 from gatewayd.control.api.schemas import (
     ConfigBody,
+    ProjectName,
     RegisterServiceBody,
     SetIdBody,
     WithdrawBody,
@@ -31,6 +34,20 @@ CheckRouter = Callable[[RouterSpec], list[str]]
 
 _SERVICES = "/api/registry/{project}/services"
 _REPLICAS = _SERVICES + "/{run}/replicas"
+
+_DRAIN = f"{_REPLICAS}/{{id}}/drain"
+_WITHDRAW = f"{_REPLICAS}/{{id}}/unregister"
+_ENTRYPOINTS = "/api/registry/{project}/entrypoints"
+
+BODIES: Final[Mapping[str, type[BaseModel]]] = {
+    "/api/config": ConfigBody,
+    f"{_SERVICES}/register": RegisterServiceBody,
+    f"{_SERVICES}/{{run}}/set_id": SetIdBody,
+    f"{_ENTRYPOINTS}/register": EntrypointBody,
+    f"{_REPLICAS}/register": RegisterReplicaBody,
+    _WITHDRAW: WithdrawBody,
+    _DRAIN: WithdrawBody,
+}
 
 
 class RegistryCalls:
@@ -50,14 +67,12 @@ class RegistryCalls:
         app.router.add_get("/api/services/list", self.list_services)
         app.router.add_post(f"{_SERVICES}/register", self.register_service)
         app.router.add_post(f"{_SERVICES}/{{run}}/unregister", self.unregister_service)
-        app.router.add_post(
-            "/api/registry/{project}/entrypoints/register", self.register_entrypoint
-        )
+        app.router.add_post(f"{_ENTRYPOINTS}/register", self.register_entrypoint)
         app.router.add_post("/api/config", self.configure)
         app.router.add_post(f"{_SERVICES}/{{run}}/set_id", self.set_id)
         app.router.add_post(f"{_REPLICAS}/register", self.register_replica)
-        app.router.add_post(f"{_REPLICAS}/{{id}}/unregister", self.unregister_replica)
-        app.router.add_post(f"{_REPLICAS}/{{id}}/drain", self.drain_replica)
+        app.router.add_post(_WITHDRAW, self.unregister_replica)
+        app.router.add_post(_DRAIN, self.drain_replica)
 
     async def list_services(self, request: web.Request) -> web.Response:
         """Only what came through the registry: its server removes whatever it does not know."""
@@ -78,7 +93,7 @@ class RegistryCalls:
 
     async def register_service(self, request: web.Request) -> web.Response:
         body = await read_body(request, RegisterServiceBody)
-        service = to_service(_project(request), body, self._reloader.config)
+        service = to_service(_new_project(request), body, self._reloader.config)
         if service.router is not None:
             # In a thread: the plug-in may have to run the router's program.
             faults = await asyncio.to_thread(self._check_router, service.router)
@@ -106,7 +121,7 @@ class RegistryCalls:
 
     async def register_entrypoint(self, request: web.Request) -> web.Response:
         body = await read_body(request, EntrypointBody)
-        await self._registry.add_entrypoint(body.meaning(_project(request)))
+        await self._registry.add_entrypoint(body.meaning(_new_project(request)))
         return ok()
 
     async def register_replica(self, request: web.Request) -> web.Response:
@@ -144,6 +159,16 @@ async def _withdraw_body(request: web.Request) -> WithdrawBody:
     if request.query:
         return validate(dict(request.query), WithdrawBody, "query")
     return await read_body(request, WithdrawBody)
+
+
+class _Path(Body):
+    """What a new service is called by: paths of the file system are made of it."""
+
+    project: ProjectName
+
+
+def _new_project(request: web.Request) -> str:
+    return validate({"project": _project(request)}, _Path, "path").project
 
 
 def _project(request: web.Request) -> str:

@@ -115,6 +115,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return refuse(422, error.errors)
     except ConfigError as error:
         return refuse(400, str(error))
+    except web.HTTPNotFound as error:
+        return await _without_slash(request) or refuse(404, error.reason)
     except web.HTTPException as error:
         response = refuse(error.status, error.reason)
         if allow := error.headers.get("Allow"):
@@ -125,3 +127,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = web.Response(status=500, text="Internal Server Error")
         response.force_close()
         return response
+
+
+async def _without_slash(request: web.Request) -> web.Response | None:
+    """The way to a call that was written with a slash at its end."""
+    path = request.rel_url.raw_path.rstrip("/")
+    if not path or path == request.rel_url.raw_path:
+        return None
+    url = request.url.with_path(path, encoded=True).with_query(request.query)
+    found = await request.app.router.resolve(request.clone(rel_url=url.relative()))
+    if isinstance(found.http_exception, web.HTTPNotFound):
+        return None
+    return web.Response(status=307, headers={"Location": str(url)})

@@ -45,6 +45,7 @@ def _one_or_many(value: object) -> object:
 
 _NAME = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, BeforeValidator(_lower), Field(pattern=_NAME)]
+ProjectName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Seconds = Annotated[
     float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v)
 ]
