@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from gatewayd.config.errors import BadTableError
 from gatewayd.config.leaf import ONE_OR_LIST, one_of
 from gatewayd.config.model import Ports
-from gatewayd.config.numbers import Count, CountAboveZero, Duration, Size
+from gatewayd.config.numbers import Count, CountAboveZero, Duration, DurationOrZero, Size
 from gatewayd.config.table import MAY_BE_NULL, Table
 from gatewayd.config.values import parse_address, parse_listen_address
 from gatewayd.config.words import (
@@ -93,6 +93,8 @@ class LimitsTable(Table, json_schema_extra=MAY_BE_NULL):
     write_timeout: Duration = _LIMITS.write_timeout
     connections_per_ip: Count = _LIMITS.connections_per_ip
     """0: no limit."""
+    replica_wait: DurationOrZero = _LIMITS.replica_wait
+    """How long requests wait for a service whose tunnels are still opening; 0: not at all."""
 
 
 class StatsTable(Table, json_schema_extra=MAY_BE_NULL):

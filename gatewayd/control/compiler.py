@@ -104,14 +104,24 @@ class Compiler:
             for replica in service.replicas
             if not replica.draining and (service.key, replica.id) not in self._state.connecting
         )
+        coming = not endpoints and any(
+            not r.draining and (service.key, r.id) in self._state.connecting
+            for r in service.replicas
+        )
         view = self._routers.view(service.key)
         if view is None:
-            return Upstream(endpoints, service.balance)
+            return Upstream(endpoints, service.balance, coming=coming)
         alone = service.router is None or not service.router.pd_disaggregation
         if view.address is None or not endpoints:
             refusal = "" if alone or not endpoints else _refusal(view)
             return Upstream(
-                endpoints, service.balance, None, view.traits, refusal=refusal, past_router=alone
+                endpoints,
+                service.balance,
+                None,
+                view.traits,
+                refusal=refusal,
+                past_router=alone,
+                coming=coming,
             )
         router = Endpoint(
             id=view.endpoint_id,

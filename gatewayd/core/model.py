@@ -294,6 +294,7 @@ class Limits:
     body_idle_timeout: float = 60.0
     write_timeout: float = 60.0
     connections_per_ip: int = 0  # 0: no limit
+    replica_wait: float = 10.0  # for a service whose first replica is on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +368,7 @@ class Upstream:
     while it is down: then requests go straight to the replicas. `traits` are set for every
     service that asks for a router, whether it is up or not. `refusal` says why no request can be
     served now; empty when one can. `past_router`: a replica can serve a request that the router
-    did not take.
+    did not take. `coming`: there is no endpoint yet, but one is on its way.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -377,3 +378,4 @@ class Upstream:
     mode: Literal["direct", "through", "steer"] = field(default="direct")
     refusal: str = ""
     past_router: bool = True
+    coming: bool = False

@@ -5,6 +5,7 @@ Owns: the order. Does not own: each step (admit, forward, observe).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.holding import Holding
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
@@ -64,6 +66,7 @@ class Edge:
         self.access_log = access_log
         self.meters = Meters()
         self.draining = False
+        self.changed = asyncio.Event()  # set, and another one, with the next snapshot
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
         self.https_port = 443  # at which a client that was sent there finds us
@@ -92,7 +95,7 @@ class Edge:
             served[host] = by_service[key]
         self._served = served
         for key in [key for key in self._live if key not in by_service]:
-            del self._live[key]
+            self._live.pop(key).served = None
         self.meters.keep(set(by_service))
         self._addresses = ClientAddresses(snapshot.trusted_proxies)
         self.plane.snapshot_changed()
@@ -109,6 +112,8 @@ class Edge:
         upstreams = [s.upstream for s in by_service.values()]
         endpoints = [e for u in upstreams for e in (*u.endpoints, *((u.router,) * bool(u.router)))]
         self.plane.keep_pools({e.address for e in endpoints if e is not None})
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
     # --- one request
 
@@ -167,6 +172,12 @@ class Edge:
         if prefix is not None:
             exchange.upstream_target = strip_prefix(exchange.target, prefix)
         self.demanded(exchange, served)
+        if served.coming:
+            Holding(self, exchange, served).start()
+        else:
+            self.dispatch(exchange, served)
+
+    def dispatch(self, exchange: Exchange, served: Served) -> None:
         Forward(self.plane, exchange, served).start()
 
     def ended(self, exchange: Exchange) -> None:

@@ -39,6 +39,7 @@ from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import EntrypointTarget, ModelTarget
 from gatewayd.proxy import admit
 from gatewayd.proxy.begun import BegunBody
+from gatewayd.proxy.holding import arrived
 from gatewayd.proxy.served import Live, Served, cors_fields
 from gatewayd.proxy.tgi import CALL_MAX, TgiForward, adapt
 from gatewayd.proxy.waiting import Waiting
@@ -172,6 +173,11 @@ class ModelCall(Waiting):
             await self._judge(served.key)
             if served.unready is not None:
                 raise RefusedError(served.unready)
+        if served.coming:
+            found = await arrived(self._edge, served)
+            if found is None:
+                raise RefusedError(replies.NO_REPLICA)
+            exchange.served = served = found
         if isinstance(model.format, TgiFormat):
             await self._translate(model.format, served)
         else:

@@ -7,6 +7,7 @@ Does not own: the decisions (core), the path of a request (handler, forward).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gatewayd.core import reply as replies
@@ -51,6 +52,7 @@ class Served:
         "allowed_paths",
         "by_path",
         "column",
+        "coming",
         "cors",
         "debug_headers",
         "denied_paths",
@@ -76,6 +78,7 @@ class Served:
         "steer_timeout",
         "strip_response",
         "strip_router_response",
+        "target",
         "timeouts",
         "traits",
         "unready",
@@ -85,6 +88,7 @@ class Served:
 
     def __init__(self, target: Target, live: Live) -> None:
         service = target.service
+        self.target = target
         self.service = service
         self.key = service.key
         self.label = target.label
@@ -96,7 +100,8 @@ class Served:
         refusal = target.upstream.refusal
         # Why no request can be served now.
         self.unready = replies.not_ready(refusal) if refusal else None
-        if self.unready is None and not target.upstream.endpoints:
+        self.coming = target.upstream.coming  # none yet, but some are on their way: they wait
+        if self.unready is None and not target.upstream.endpoints and not self.coming:
             self.unready = replies.NO_REPLICA
         self.traits = target.upstream.traits or _NO_TRAITS
         self.router_lines = b"".join(b"%b: %b\r\n" % h for h in self.traits.request_headers)
@@ -148,6 +153,15 @@ class Served:
         """The service as it is now: a question to its router takes time, and a replica that has
         left meanwhile must get nothing new."""
         return self.live.served or self
+
+    @property
+    def now(self) -> Served:
+        """The same with the replicas of today, also where it is served in another way than at its
+        own domain."""
+        newest = self.live.served
+        if newest is None or newest.upstream is self.upstream:
+            return self
+        return Served(replace(self.target, upstream=newest.upstream), self.live)
 
     def endpoint(self, replica: str) -> Endpoint | None:
         """A replica that takes new requests."""

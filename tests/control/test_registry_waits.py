@@ -218,6 +218,10 @@ async def test_at_the_start_tunnels_open_by_themselves(make_plant: MakePlant) ->
         await plant.publisher.publish()
         await plant.all_ready()
         assert endpoints(plant) == []
+        compiled = plant.publisher._snapshot
+        assert compiled is not None
+        assert compiled.targets["llama.example.com"].upstream.coming  # so its requests wait
+        assert not compiled.targets["llama.example.com"].service.replicas  # nor keys of theirs
         tunnels.up |= {(KEY, "a"), (KEY, "b")}
         plant.registry.tunnels_changed()
         await until(lambda: endpoints(plant) == ["a", "b"])
