@@ -91,8 +91,6 @@ class TlsTransport(asyncio.Protocol):
             self._shake(data)
 
     def eof_received(self) -> bool | None:
-        if not self._open and not self._half and not self._raw.is_closing():
-            self._upper.insecure("gone")
         return self._upper.eof_received()
 
     def pause_writing(self) -> None:

@@ -16,6 +16,9 @@ class PeerCounts:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
+    def __repr__(self) -> str:
+        return f"<PeerCounts {len(self._counts)} addresses>"
+
     def admit(self, peer: str, bound: int) -> bool:
         """False when `peer` has `bound` connections (0: any number); else it is counted."""
         if not bound or peer == UNIX_PEER:

@@ -25,12 +25,13 @@ class EdgeServer(web.Server):
         handler: Handler,
         loop: asyncio.AbstractEventLoop,
         kind: type[ClientConnection] = ClientConnection,
+        peers: PeerCounts | None = None,  # shared with the server of other listeners
     ) -> None:
         super().__init__(_unused, loop=loop)
         self.open = True
         self._handler = handler
         self._kind = kind
-        self._peers = PeerCounts()
+        self._peers = peers or PeerCounts()
 
     def __call__(self) -> ClientConnection:
         limits = self._handler.limits

@@ -44,6 +44,11 @@ class TlsConnection(ClientConnection):
         self._handler.dropped(f"tls_{reason}", None)
         return b""
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._shaking and not self.closing:
+            self.insecure("gone")
+        super().connection_lost(exc)
+
     def sweep(self, now: float) -> None:
         if not self._shaking:
             super().sweep(now)
@@ -61,9 +66,13 @@ class TlsServer(EdgeServer):
     """A server behind HTTPS listeners."""
 
     def __init__(
-        self, handler: Handler, loop: asyncio.AbstractEventLoop, contexts: Contexts
+        self,
+        handler: Handler,
+        loop: asyncio.AbstractEventLoop,
+        contexts: Contexts,
+        peers: PeerCounts | None = None,
     ) -> None:
-        super().__init__(handler, loop, TlsConnection)
+        super().__init__(handler, loop, TlsConnection, peers)
         self._contexts = contexts
 
     def accept(self) -> asyncio.BaseProtocol:

@@ -22,6 +22,7 @@ from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
+from gatewayd.proxy.peers import PeerCounts
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.process import listen, run_process
 from gatewayd.proxy.server import EdgeServer
@@ -54,8 +55,9 @@ class WorkerRole:
         self._edge.apply(message.snapshot)
         # The first snapshot: before it there was nothing to serve, so nobody was accepted.
         if not self._listeners and not self._edge.draining:
-            await self._listen(EdgeServer(self._edge, self._plane.loop), tls=False)
-            await self._listen(TlsServer(self._edge, self._plane.loop, self._contexts), tls=True)
+            edge, loop, peers = self._edge, self._plane.loop, PeerCounts()
+            await self._listen(EdgeServer(edge, loop, peers=peers), tls=False)
+            await self._listen(TlsServer(edge, loop, self._contexts, peers), tls=True)
 
     async def _listen(self, server: EdgeServer, *, tls: bool) -> None:
         self._plane.servers.append(server)
