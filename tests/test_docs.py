@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 
@@ -25,6 +25,7 @@ from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Log
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Failure
+from gatewayd.net.tls_transport import HandshakeFailure
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.question import Outcome
 
@@ -190,6 +191,7 @@ async def exported() -> dict[str, set[str]]:
         worker_restarts=0,
         connections=0,
         reloads={"success": 1},
+        certificates={"a.org": 1.0},
     )
     text = (await Exposition(lambda: sample).render()).decode()
     found: dict[str, set[str]] = {}
@@ -225,6 +227,7 @@ def test_every_word_of_a_label_is_explained() -> None:
     own += [replies.bad_request(""), replies.too_many(1)]
     words = {reply.rejection for reply in own} - {""}
     words |= {failure.kind for failure in Failure} | {outcome.value for outcome in Outcome}
+    words |= {f"tls_{failure}" for failure in get_args(HandshakeFailure)}
     assert sorted(word for word in words if f"`{word}`" not in OPERATIONS) == []
 
 

@@ -13,13 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 from gatewayd.net.tls import ACME_PROTOCOL, Contexts
 
 _HANDSHAKE_RECORD: Final = 0x16  # RFC 8446, 5.1: how every connection begins
 _READ_SIZE: Final = 16 * 1024  # what a record holds at most
 _OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"})
+
+
+# Why a handshake did not come to its end, as metrics name it (with `tls_` before).
+HandshakeFailure = Literal[
+    "unknown_name",
+    "refused",
+    "version",
+    "no_common_cipher",
+    "broken",
+    "plain_http",
+    "gone",
+    "timeout",
+]
 
 
 class Secured(Protocol):
@@ -30,9 +43,9 @@ class Secured(Protocol):
 
     def secured(self) -> None: ...
 
-    def insecure(self, reason: str) -> bytes:
-        """The handshake failed, for one of the reasons that metrics name; the connection closes
-        behind the bytes, which a client gets that speaks in the clear."""
+    def insecure(self, failure: HandshakeFailure) -> bytes:
+        """The handshake failed. The connection closes behind the bytes, which a client gets that
+        speaks in the clear."""
 
     def data_received(self, data: bytes) -> None: ...
 
@@ -123,7 +136,7 @@ class TlsTransport(asyncio.Protocol):
             return
         except (ssl.SSLError, OSError) as error:
             self._flush()  # the alert that says why
-            self._upper.insecure(_reason(error))
+            self._upper.insecure(_failure(error))
             self._raw.close()
             return
         self._flush()
@@ -242,8 +255,7 @@ class TlsTransport(asyncio.Protocol):
         return self._raw.get_extra_info(name, default)
 
 
-def _reason(error: Exception) -> str:
-    """Metrics name these, so they are few."""
+def _failure(error: Exception) -> HandshakeFailure:
     reason = str(getattr(error, "reason", None) or "")
     if reason == "CALLBACK_FAILED":
         return "unknown_name"

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gatewayd.core import reply as replies
 from gatewayd.net.tls import Contexts
-from gatewayd.net.tls_transport import TlsTransport
+from gatewayd.net.tls_transport import HandshakeFailure, TlsTransport
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.peers import PeerCounts
@@ -36,12 +36,12 @@ class TlsConnection(ClientConnection):
         self._shaking = False
         self._idle_since = self._loop.time()
 
-    def insecure(self, reason: str) -> bytes:
+    def insecure(self, failure: HandshakeFailure) -> bytes:
         self._shaking = False
         self.closing = True
-        if reason == "plain_http":
+        if failure == "plain_http":
             return self._handler.malformed(self, replies.PLAIN_HTTP)
-        self._handler.dropped(f"tls_{reason}", None)
+        self._handler.dropped(f"tls_{failure}", None)
         return b""
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -53,8 +53,7 @@ class TlsConnection(ClientConnection):
         if not self._shaking:
             super().sweep(now)
         elif now - self._idle_since > self._handler.limits.header_timeout:
-            self._shaking = False
-            self._handler.dropped("tls_timeout", None)
+            self.insecure("timeout")
             self.abort()
 
     @property

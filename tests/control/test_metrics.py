@@ -37,6 +37,7 @@ SAMPLE = Sample(
     worker_restarts=1,
     connections=17,
     reloads={"success": 4, "failure": 1},
+    certificates={"*.a.org": 1800000000.0},
 )
 
 
@@ -78,6 +79,7 @@ def value(text: str, series: str) -> float:
         ('gatewayd_rejections_total{service="llama",reason="rate_limit"}', 3),
         ('gatewayd_upstream_errors_total{service="llama",replica="a",kind="refused"}', 2),
         ('gatewayd_retries_total{service="llama"}', 2),
+        ('gatewayd_certificate_expiry_timestamp_seconds{domain="*.a.org"}', 1800000000),
         ('gatewayd_router_fallbacks_total{service="llama"}', 1),
         ('gatewayd_router_fallbacks_total{service=""}', 0),
         ('gatewayd_requests_by_way_total{service="llama",way="fallback"}', 1),
