@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 from certificates import Authority, make_authority
-from conversation import Cut, Wire, chunked, get, post, reply, soon, until
+from conversation import Cut, Replica, Wire, chunked, get, post, reply, soon, until
 from harness import Gateway
 
 from gatewayd.core.entrypoint import Entrypoint
@@ -37,6 +37,15 @@ async def served_name(gateway: Gateway, authority: Authority, name: str) -> list
     certificate = wire.writer.get_extra_info("peercert")
     wire.close()
     return [value for _, value in certificate["subjectAltName"]]
+
+
+async def asked(gateway: Gateway, authority: Authority, replica: Replica) -> tuple[Wire, Wire]:
+    """A client whose request has arrived at its replica, and the replica's connection."""
+    wire = await gateway.tls_client(authority.client())
+    await wire.send(HELLO)
+    upstream = await replica.accept()
+    await upstream.message()
+    return wire, upstream
 
 
 # --- a request
@@ -84,10 +93,7 @@ async def test_a_body_of_megabytes_passes_both_ways(secure: Gateway, authority: 
 
 async def test_events_arrive_one_by_one(secure: Gateway, authority: Authority) -> None:
     replica = await secure.serve()
-    wire = await secure.tls_client(authority.client())
-    await wire.send(HELLO)
-    upstream = await replica.accept()
-    await upstream.message()
+    wire, upstream = await asked(secure, authority, replica)
     await upstream.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -130,10 +136,7 @@ async def test_a_client_that_leaves_ends_its_replicas_work(
 ) -> None:
     replica = await secure.serve()
     for leave in (Wire.close, Wire.reset):
-        wire = await secure.tls_client(authority.client())
-        await wire.send(HELLO)
-        upstream = await replica.accept()
-        await upstream.message()
+        wire, upstream = await asked(secure, authority, replica)
         leave(wire)
         await upstream.gone()
     await until(lambda: secure.totals().codes.get(499) == 2)
@@ -163,10 +166,7 @@ async def test_a_broken_answer_is_not_taken_for_a_whole_one(
 ) -> None:
     """No close notify: a client can tell, whatever the framing was."""
     replica = await secure.serve()
-    wire = await secure.tls_client(authority.client())
-    await wire.send(HELLO)
-    upstream = await replica.accept()
-    await upstream.message()
+    wire, upstream = await asked(secure, authority, replica)
     await upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
     await wire.upto(b"half")
     upstream.reset()
