@@ -67,6 +67,7 @@ def write_pair(pair: CertificatePair, folder: Path, name: str) -> tuple[Path, Pa
     chain, key = folder / f"{name}.pem", folder / f"{name}.key"
     for path, content in ((chain, pair.chain), (key, pair.key)):
         fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
         fresh.write_bytes(content)
         fresh.replace(path)
     return chain, key

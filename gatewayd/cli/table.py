@@ -22,7 +22,7 @@ def render(status: dict[str, Any]) -> str:
         ),
         [*_complaints(status)],
         _table(("CERTIFICATE FOR", "ISSUER", "EXPIRES", "SOURCE"), _certificates(status)),
-        [f"certificate {c['source']}: {c['fault']}" for c in _faulty(status)],
+        [f"{c['source']}: {c['fault']}" for c in _faulty(status)],
         _table(("PROCESS", "PID", "STATE", "RESTARTS", "CONNECTIONS"), _processes(status)),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"

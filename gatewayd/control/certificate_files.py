@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class WatchedFiles:
             self._complain(f"{self.files.cert} has expired")
             return False
         self.fault = None
+        _warn_if_open(self.files.key)
         changed = fresh != self.good
         if changed and self.good is not None:
             _log.info("certificate %s was read again: %s", self.files.cert, ", ".join(fresh.names))
@@ -135,6 +137,15 @@ def _files(source: CertificateSource) -> list[FileCertificate]:
         for path in found
         if os.path.exists(os.path.join(path, _FULL))
     ]
+
+
+def _warn_if_open(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if mode & stat.S_IROTH:
+        _log.warning("certificate: everybody on this machine can read %s; chmod 600 it", path)
 
 
 def _stamp(files: FileCertificate) -> _Stamp:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.config.model import Config
 from gatewayd.control.publisher import Publisher
+from gatewayd.control.state import State
 from gatewayd.core.messages import CertificatePair
 from gatewayd.core.model import CertificateSource, FileCertificate
 from gatewayd.core.names import uncovered
@@ -44,7 +45,10 @@ class CertificateStatus:
 class Certificates:
     """`follow` at start and after each reload; what changes by itself is told to workers too."""
 
-    def __init__(self, publisher: Publisher, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, state: State, publisher: Publisher, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._state = state
         self._publisher = publisher
         self._clock = clock
         self._files: CertificateFiles | None = None
@@ -76,8 +80,7 @@ class Certificates:
         config = self._config
         if config is None or not config.listen.https:
             raise CertificateError("This gateway serves no HTTPS: `listen.https` is not configured")
-        served = {name for pair in self.pairs() for name in pair.names}
-        if missing := uncovered(served, names):
+        if missing := self._missing(names):
             raise CertificateError(
                 f"No certificate is for {', '.join(missing)}: add one to the configuration"
             )
@@ -100,7 +103,19 @@ class Certificates:
             found.append(
                 CertificateStatus(names, good.issuer, good.not_after, watched.files.cert, fault)
             )
-        return found
+        return [*found, *self._bare()]
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        return uncovered({name for pair in self.pairs() for name in pair.names}, names)
+
+    def _bare(self) -> Iterator[CertificateStatus]:
+        """Of services that plain HTTP is sent away from, those domains that nobody can be sent to:
+        a service of the registry outlives the certificate that it was registered with."""
+        for service in self._state.services.values():
+            if service.https and (missing := self._missing(service.domains)):
+                yield CertificateStatus(
+                    tuple(missing), "", None, f"service {service.key}", "no certificate is for it"
+                )
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -179,6 +194,11 @@ class Certificates:
             if key not in self._warned:
                 self._warned.add(key)
                 _log.warning("certificate %s %s", watched.files.cert, fault)
+        for bare in self._bare():
+            for domain in bare.domains:
+                if (key := (domain, 0.0, True)) not in self._warned:
+                    self._warned.add(key)
+                    _log.warning("%s: no certificate is for %s", bare.source, domain)
 
 
 def _time_fault(not_before: float, not_after: float, now: float) -> str | None:

@@ -187,7 +187,7 @@ class Control:
             self.state, self.indexes, self.ports, self.routers, column=self.demands.column
         )
         self.publisher = Publisher(compiler, self.workers, self._published)
-        self.certificates = Certificates(self.publisher)
+        self.certificates = Certificates(self.state, self.publisher)
         self.store = Store(config.state_dir)
         self.keeper = Keeper(self.state, self.store)
         self.registry = Registry(

@@ -140,6 +140,25 @@ async def test_a_reload_follows_the_file(
         assert "third.org" not in frames("certificates")[-1]["names"]
 
 
+async def test_a_service_that_lost_its_certificate_is_named(
+    tmp_path: Path,
+    authority: Authority,
+    frames: Callable[[str], list[Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with gateway(tmp_path, authority) as running:
+        body = {"run_name": "new", "domain": "new.example.com", "https": True, "router": None}
+        await running.post("/api/registry/main/services/register", body)
+        status = running.control.certificates.status
+        assert [each.source for each in status() if each.fault] == []
+        write_pair(authority.pair("llama.example.com"), tmp_path, "wild")
+        await until(lambda: any(each.fault for each in status()))
+        (bare,) = [each for each in status() if each.fault]
+        assert (bare.source, bare.domains) == ("service main/new", ("new.example.com",))
+        await until(lambda: "no certificate is for new.example.com" in caplog.text)
+        assert caplog.text.count("no certificate is for") == 1
+
+
 async def test_the_registry_takes_https_for_what_is_covered(
     tmp_path: Path, authority: Authority, frames: Callable[[str], list[Any]]
 ) -> None:
@@ -217,6 +236,21 @@ def test_what_is_wrong_with_a_pair_of_files(
     ((where, fault),) = check_certificate(FileCertificate(str(cert), str(key))).faults
     assert where == at
     assert text in fault
+
+
+def test_a_key_that_everybody_can_read_is_told(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = write_pair(authority.pair("a.org"), tmp_path, "a")
+    files = CertificateFiles()
+    files.follow([FileCertificate(str(cert), str(key))], time.time())
+    assert caplog.text == ""
+    key.chmod(0o644)
+    files.follow([FileCertificate(str(cert), str(key))], time.time())
+    assert caplog.text == ""  # nothing of it has changed
+    key.write_bytes(key.read_bytes() + b"\n")
+    files.follow([FileCertificate(str(cert), str(key))], time.time())
+    assert f"everybody on this machine can read {key}" in caplog.text
 
 
 def test_a_key_with_a_password_is_refused_without_asking(
