@@ -29,6 +29,7 @@ from gatewayd.core.messages import (
     Report,
     ServiceTotals,
 )
+from gatewayd.core.packing import PackedSnapshot, Unpacker
 from gatewayd.core.snapshot import BridgeSnapshot
 from gatewayd.net.channel import Channel
 from gatewayd.net.loads import LoadTable
@@ -42,6 +43,7 @@ class Scripted:
         self.configure: Configure | None = None
         self.loads: LoadTable | None = None
         self.publishes = 0
+        self.unpacker = Unpacker()
         self.ports: dict[int, int] = {}
         self.totals = ServiceTotals(codes={200: 1})
 
@@ -80,6 +82,8 @@ class Scripted:
 
     def published(self, message: Publish, fds: list[int]) -> None:
         snapshot = message.snapshot
+        if isinstance(snapshot, PackedSnapshot):
+            snapshot = self.unpacker.unpack(snapshot)
         self.publishes += 1
         self.ports.update(zip(message.new_ports, fds, strict=True))
         if isinstance(snapshot, BridgeSnapshot):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
@@ -25,7 +25,7 @@ from gatewayd.core.model import (
     Upstream,
 )
 from gatewayd.core.reply import NO_ROUTER
-from gatewayd.core.snapshot import BridgePort, Snapshot, compile_snapshot
+from gatewayd.core.snapshot import BridgePort, Snapshot, Target, compile_snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,18 @@ class Routers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """What a service was compiled to, and of what."""
+
+    service: Service
+    view: RouterView | None
+    connecting: frozenset[str]
+    bare: Service  # as it is published
+    keys: tuple[tuple[str, str], ...]  # of the endpoints that it holds
+    upstream: Upstream
+
+
 class Compiler:
     def __init__(
         self,
@@ -68,47 +80,65 @@ class Compiler:
         self._column = column
         self._clock = clock
         self._last_ports: dict[int, BridgePort] = {}
-        self._bare: dict[str, tuple[Service, Service]] = {}  # by key: as it is, and as published
+        self._compiled: dict[str, _Compiled] = {}  # by Service.key, of the last snapshot
+        self._targets: dict[str, Target] = {}  # the same
 
     def snapshot(self, version: int) -> Snapshot:
         services = list(self._state.services.values())
-        wanted = {(s.key, replica.id) for s, replica in self._state.replicas()}
-        for service in services:
-            view = self._routers.view(service.key)
-            if view is not None and view.address is not None:
-                wanted.add((service.key, view.endpoint_id))
+        compiled = {service.key: self._compile(service) for service in services}
+        self._compiled = compiled
+        wanted = {key for entry in compiled.values() for key in entry.keys}
         self._indexes.keep(wanted)
-        self._bare = {service.key: self._without_replicas(service) for service in services}
-        return compile_snapshot(
+        snapshot = compile_snapshot(
             version,
-            [bare for _, bare in self._bare.values()],
-            {service.key: self._upstream(service) for service in services},
+            [entry.bare for entry in compiled.values()],
+            {key: entry.upstream for key, entry in compiled.items()},
             auth=self._state.auth,
             trusted_proxies=self._state.trusted_proxies,
             project=self._state.project,
             entrypoints=self._state.all_entrypoints(),
             models=self._state.all_models(self._began),
             columns={service.key: self._column(service) for service in services},
+            before=self._targets,
         )
+        self._targets = {target.service.key: target for target in snapshot.targets.values()}
+        return snapshot
 
-    def _without_replicas(self, service: Service) -> tuple[Service, Service]:
-        """The data plane dials endpoints; keys of tunnels must not even get near it."""
-        known = self._bare.get(service.key)
-        if known is not None and known[0] is service:
+    def _compile(self, service: Service) -> _Compiled:
+        """As last time, if nothing that it depends on has changed."""
+        key = service.key
+        view = self._routers.view(key)
+        connecting = frozenset(
+            r.id for r in service.replicas if (key, r.id) in self._state.connecting
+        )
+        known = self._compiled.get(key)
+        if (
+            known is not None
+            and known.service is service
+            and (known.view, known.connecting) == (view, connecting)
+        ):
             return known
-        return service, replace(service, replicas=())
+        keys = [(key, replica.id) for replica in service.replicas]
+        if view is not None and view.address is not None:
+            keys.append((key, view.endpoint_id))
+        # The data plane dials endpoints; keys of tunnels must not even get near it.
+        bare = replace(service, replicas=())
+        if known is not None and known.bare == bare:
+            bare = known.bare
+        upstream = self._upstream(service, view, connecting)
+        return _Compiled(service, view, connecting, bare, tuple(keys), upstream)
 
-    def _upstream(self, service: Service) -> Upstream:
+    def _upstream(
+        self, service: Service, view: RouterView | None, connecting: Collection[str]
+    ) -> Upstream:
         endpoints = tuple(
             self._endpoint(service, replica)
             for replica in service.replicas
-            if not replica.draining and (service.key, replica.id) not in self._state.connecting
+            if not replica.draining and replica.id not in connecting
         )
         coming = not endpoints and any(
-            not r.draining and (service.key, r.id) in self._state.connecting
-            for r in service.replicas
+            not r.draining and r.id in connecting for r in service.replicas
         )
-        view = self._routers.view(service.key)
         if view is None:
             return Upstream(endpoints, service.balance, coming=coming)
         alone = service.router is None or not service.router.pd_disaggregation

@@ -18,6 +18,7 @@ from gatewayd.control.compiler import Compiler
 from gatewayd.control.slot import SlotProcess
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import CertificatePair, Certificates, Challenges, Publish
+from gatewayd.core.packing import PackedSnapshot, Packer
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Publisher:
         self._on_published = on_published
         self._version = 0  # the last number given away, whatever for
         self._snapshot: Snapshot | None = None
+        self._packed: PackedSnapshot | None = None
+        self._packer = Packer()
         self._certificates: Certificates | None = None
         self._challenges: Challenges | None = None
         self._ports: dict[int, BridgePort] = {}
@@ -114,8 +117,8 @@ class Publisher:
         for message in (self._certificates, self._challenges):
             if message is not None:
                 process.send(message)
-        if self._snapshot is not None:
-            process.send(Publish(self._snapshot))
+        if self._packed is not None:
+            process.send(Publish(self._packed))
 
     def up_to_date(self) -> bool:
         """Whether every slot has a worker that acknowledged the newest snapshot."""
@@ -154,8 +157,9 @@ class Publisher:
         await self._deliver_ports()
         self._version += 1
         self._snapshot = self._compiler.snapshot(self._version)
+        self._packed = self._packer.pack(self._snapshot)
         for process in self._workers.alive():
-            process.send(Publish(self._snapshot))
+            process.send(Publish(self._packed))
         self._on_published()
         if self._compiler.lingering:
             self._wake.set()

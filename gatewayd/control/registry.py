@@ -220,9 +220,13 @@ class Registry:
     async def remove_replica(self, key: str, replica_id: str) -> None:
         """No new request from now on; those that run go on to their end."""
         async with self._reserved.of(("replica", key, replica_id)):
-            _, replica = self._require_replica(key, replica_id)
-            await self._withdraw(key, replica_id)
-            self._take_out(key, replica_id)
+            service, replica = self._require_replica(key, replica_id)
+            if service.router is not None or replica.draining:
+                await self._withdraw(key, replica_id)
+                self._take_out(key, replica_id)
+            else:  # workers alone choose, and they hear it with the answer
+                kept = tuple(r for r in service.replicas if r is not replica)
+                self._put(replace(service, replicas=kept))
             await self._commit()
         self._tunnels.retire(key, replica)
         _log.info("replica %s of %s unregistered", replica_id, key)

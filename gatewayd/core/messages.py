@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Limits, Log
-from gatewayd.core.snapshot import BridgeSnapshot, Snapshot
+from gatewayd.core.packing import PackedSnapshot
+from gatewayd.core.snapshot import BridgeSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Publish:
     """A whole snapshot; latest wins. For the bridge, descriptors of new ports travel beside it
     in the order of `new_ports`."""
 
-    snapshot: Snapshot | BridgeSnapshot
+    snapshot: PackedSnapshot | BridgeSnapshot
     new_ports: tuple[int, ...] = ()
 
 

@@ -109,15 +109,32 @@ def compile_snapshot(
     entrypoints: Iterable[Entrypoint] = (),
     models: Iterable[ModelEntry] = (),
     columns: Mapping[str, int] = MappingProxyType({}),
+    before: Mapping[str, Target] = MappingProxyType({}),
 ) -> Snapshot:
     """Flatten services into a host table. `upstreams` and `columns` are keyed by `Service.key`; a
     draining replica has no endpoint. Domains are unique by the registry's word. Services of
-    `project` are called by their bare names."""
+    `project` are called by their bare names. `before` are targets of an earlier snapshot: those of
+    the very same service and upstream are taken over, so that only what changed is made."""
     targets: dict[str, Target] = {}
     by_service: dict[str, Target] = {}
     forward = auth is None or auth.forward
     for service in services:
         upstream = upstreams[service.key]
+        fixed = (
+            forward or not service.auth,
+            service.name if service.project == project else service.key,
+            columns.get(service.key, 0),
+        )
+        known = before.get(service.key)
+        if (
+            known is not None
+            and known.service is service
+            and known.upstream is upstream
+            and (known.forward_auth, known.label, known.column) == fixed
+        ):
+            by_service[service.key] = known
+            targets.update(dict.fromkeys(map(str.lower, service.domains), known))
+            continue
         allowed = service.allowed_paths
         if allowed is None and service.router_replica:
             allowed = ROUTER_PATHS
@@ -132,10 +149,10 @@ def compile_snapshot(
             upstream=upstream,
             allowed_paths=allowed,
             openai_errors=service.model is not None or routed,
-            forward_auth=forward or not service.auth,
+            forward_auth=fixed[0],
             limits=compile_limits(service.key, limits),
-            label=service.name if service.project == project else service.key,
-            column=columns.get(service.key, 0),
+            label=fixed[1],
+            column=fixed[2],
         )
         for domain in service.domains:
             targets[domain.lower()] = target

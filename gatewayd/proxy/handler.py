@@ -90,8 +90,10 @@ class Edge:
                 live = self._live.get(key)
                 if live is None:
                     live = self._live[key] = Live(self.meters.of(key))
-                live.ejections.retain({e.id for e in target.upstream.endpoints})
-                by_service[key] = live.served = Served(target, live)
+                if live.served is None or live.served.target is not target:
+                    live.ejections.retain({e.id for e in target.upstream.endpoints})
+                    live.served = Served(target, live)
+                by_service[key] = live.served
             served[host] = by_service[key]
         self._served = served
         for key in [key for key in self._live if key not in by_service]:

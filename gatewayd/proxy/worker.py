@@ -16,7 +16,7 @@ from gatewayd.core.messages import (
     Publish,
     ServiceTotals,
 )
-from gatewayd.core.snapshot import Snapshot
+from gatewayd.core.packing import PackedSnapshot, Unpacker
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
@@ -35,6 +35,7 @@ class WorkerRole:
     def __init__(self) -> None:
         self._plane: Plane = None  # type: ignore[assignment]  # both come with `configure`
         self._edge: Edge = None  # type: ignore[assignment]
+        self._unpacker = Unpacker()
         self._contexts = Contexts()
         self._sockets: list[tuple[socket.socket, bool]] = []  # and whether it is for HTTPS
         self._listeners: list[asyncio.Server] = []
@@ -51,8 +52,8 @@ class WorkerRole:
         self._edge.https_port = _port(self._sockets)
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
-        assert isinstance(message.snapshot, Snapshot)
-        self._edge.apply(message.snapshot)
+        assert isinstance(message.snapshot, PackedSnapshot)
+        self._edge.apply(self._unpacker.unpack(message.snapshot))
         # The first snapshot: before it there was nothing to serve, so nobody was accepted.
         if not self._listeners and not self._edge.draining:
             edge, loop, peers = self._edge, self._plane.loop, PeerCounts()

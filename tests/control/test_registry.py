@@ -7,23 +7,24 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from plant import Plant, replica, service, until
 
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.registry import Drained
-from gatewayd.core.model import Service
+from gatewayd.core.model import RouterSpec, Service
 from gatewayd.net.loads import LoadTable
 
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"
 
 
-async def serving(plant: Plant, *replicas: str) -> None:
+async def serving(plant: Plant, *replicas: str, **more: Any) -> None:
     await plant.publisher.publish()
     await plant.all_ready()
-    await plant.registry.add_service(service("llama", *replicas, origin="api"))
+    await plant.registry.add_service(service("llama", *replicas, origin="api", **more))
     plant.routers.calls.clear()
 
 
@@ -97,7 +98,7 @@ async def test_a_service_of_the_file_stays(make_plant: MakePlant) -> None:
 
 async def test_a_replica_leaves_the_router_before_the_workers(make_plant: MakePlant) -> None:
     async with make_plant(workers=1) as plant:
-        await serving(plant, "a", "b")
+        await serving(plant, "a", "b", router=RouterSpec("any"))
         seen: list[list[str]] = []
 
         async def drop(service_key: str, replica_ids: list[str]) -> None:
