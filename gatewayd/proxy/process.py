@@ -33,6 +33,7 @@ from gatewayd.core.model import Log
 from gatewayd.net import eventlog
 from gatewayd.net.channel import Channel, ChannelClosedError
 from gatewayd.net.loads import LoadTable
+from gatewayd.net.scheduling import run_in_turns
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.question import Asker
 from gatewayd.proxy.server import EdgeServer
@@ -255,6 +256,7 @@ def run_process(channel_fd: int, role: Role) -> int:
     """The whole of a `gatewayd worker` or `gatewayd bridge`; returns its exit code."""
     import uvloop
 
+    run_in_turns()
     eventlog.configure(Log())  # until the first frame says how
 
     async def run() -> int:

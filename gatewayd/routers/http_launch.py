@@ -16,7 +16,17 @@ import os
 import sys
 
 
+def run_in_turns() -> None:
+    """As gatewayd.net.scheduling, whose reasons hold here too. Its threads inherit it."""
+    try:
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:
+        pass
+
+
 def main() -> None:
+    run_in_turns()
     package, policy, *flags = sys.argv[1:]
     router = importlib.import_module(f"{package}.router").Router
     router_args = importlib.import_module(f"{package}.router_args").RouterArgs

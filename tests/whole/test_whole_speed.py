@@ -54,6 +54,15 @@ async def test_a_change_is_everywhere_when_its_call_returns_within_100_ms(home: 
         await eventually(lambda: len({worker(line) for line in gateway.access_lines()}) == 4, 3)
 
 
+async def all_run_in_turns(gateway: Gateway) -> None:
+    """Who is woken does not push aside who runs (ADR 0010)."""
+    status = await gateway.status()
+    pids = [*(w["pid"] for w in status["workers"]), status["bridge"]["pid"]]
+    pids.append(await gateway.router_pid("llama"))
+    assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(gateway.pid) == os.SCHED_OTHER
+
+
 async def test_a_change_behind_a_router_is_answered_soon(home: Path) -> None:
     replicas = [Replica(f"r{i}", home / f"r{i}.sock") for i in range(2)]
     service = {
@@ -63,6 +72,7 @@ async def test_a_change_behind_a_router_is_answered_soon(home: Path) -> None:
     }
     async with replicas[0], replicas[1], Gateway(home, [service]) as gateway:
         await gateway.router_pid("llama")
+        await all_run_in_turns(gateway)
         took = []
         for _ in range(5):
             began = time.monotonic()
