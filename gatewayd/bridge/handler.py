@@ -50,6 +50,7 @@ class PortHandler:
     def __init__(self, plane: Plane, claims: Claims, peers: Peers, port: BridgePort) -> None:
         self.limits = LIMITS
         self.draining = False
+        self.world: object = None  # heads are not known again: a router gives each an id of its own
         self._plane = plane
         self.outbox = plane.outbox
         self._claims = claims

@@ -20,6 +20,7 @@ from gatewayd.core.json_fields import FieldChanger, HeldTooLongError
 from gatewayd.core.model import PeerFields
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import BridgePort
+from gatewayd.proxy.payload import WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -90,11 +91,11 @@ def make_true(
             body = changer.feed(payload.read_nowait()) + changer.end()
         except _REFUSED as error:
             return _refusal(error)
-        exchange.payload = _WholeBody(body)  # type: ignore[assignment]
+        exchange.payload = WholeBody(body)
         exchange.length = len(body)
         return None
     # Its length is known when the last byte has been looked at; that is not waited for.
-    exchange.payload = _PassingBody(exchange, changer)  # type: ignore[assignment]
+    exchange.payload = _PassingBody(exchange, changer)
     exchange.length = -1
     return None
 
@@ -109,23 +110,6 @@ def _refusal(error: Exception) -> LocalReply:
         case OtherHalfFailedError():
             return OTHER_FAILED
     return _TOO_LONG
-
-
-class _WholeBody:
-    """As much of aiohttp's StreamReader as a relay asks of a body that has arrived."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def is_eof(self) -> bool:
-        return True
-
-    def read_nowait(self) -> bytes:
-        body, self._body = self._body, b""
-        return body
-
-    async def readany(self) -> bytes:
-        return self.read_nowait()
 
 
 class _PassingBody:

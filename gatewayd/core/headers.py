@@ -178,10 +178,14 @@ _RESPONSE_HEAD: Final = re.compile(
 
 
 class ResponseHead:
-    """A replica's head. `length` is -1 when absent; `lines` are the fields that travel on."""
+    """A replica's head. `length` is -1 when absent; `lines` are the fields that travel on.
+
+    Answers with the same head share one: whoever changes it makes his own.
+    """
 
     __slots__ = (
         "_fields",
+        "_start",
         "chunked",
         "close",
         "content_type",
@@ -196,12 +200,21 @@ class ResponseHead:
         self.status = status
         self.reason = reason
         self._fields = fields
+        self._start = b""
         self.lines: list[bytes] = []
         self.length = -1
         self.chunked = False
         self.close = False
         self.content_type = b""
         self.has_date = False
+
+    @property
+    def start(self) -> bytes:
+        """Status line and the fields that travel on, as bytes; joined once."""
+        start = self._start
+        if not start:
+            start = self._start = b"".join((self.status_line, *self.lines))
+        return start
 
     @property
     def status_line(self) -> bytes:
@@ -218,6 +231,7 @@ class ResponseHead:
     def drop(self, names: frozenset[bytes]) -> None:
         """Take out fields by lower-case name."""
         self.lines = [line for line in self.lines if line[: line.index(b":")].lower() not in names]
+        self._start = b""
 
 
 class BadResponse(Exception):  # noqa: N818

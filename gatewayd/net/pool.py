@@ -10,6 +10,7 @@ import asyncio
 import errno
 from typing import Final
 
+from gatewayd.core.headers import ResponseHead, read_response
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
 from gatewayd.net.outbox import Outbox
@@ -18,6 +19,7 @@ from gatewayd.net.upstream import UpstreamConnection
 # Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
 # replica is about to close must not be chosen.
 POOL_IDLE_S: Final = 2.0
+_BODYLESS: Final = frozenset((*range(100, 200), 204, 304))
 _MAX_IDLE: Final = 512  # connections kept per address
 _BUSY_RETRY_S: Final = 0.005  # first pause when a replica's backlog is full; doubles up to 0.1
 
@@ -33,7 +35,18 @@ class ConnectFailedError(Exception):
 class Pool:
     """Idle connections to one address, last in first out, so that the surplus can grow old."""
 
-    __slots__ = ("_closed", "_idle", "address", "idle_s", "local", "loop", "outbox")
+    __slots__ = (
+        "_closed",
+        "_head",
+        "_head_read",
+        "_head_strip",
+        "_idle",
+        "address",
+        "idle_s",
+        "local",
+        "loop",
+        "outbox",
+    )
 
     def __init__(
         self,
@@ -49,10 +62,24 @@ class Pool:
         self.local = isinstance(address, UnixAddress)
         self.outbox = outbox or Outbox(loop)
         self._idle: list[UpstreamConnection] = []
+        self._head = b""  # the last one of an answer, how it was read, and what that gave
+        self._head_strip: frozenset[bytes] = frozenset()
+        self._head_read: ResponseHead | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<Pool {self.address} [{len(self._idle)} idle]>"
+
+    def read_head(self, data: bytes, strip: frozenset[bytes], *, reuse: bool) -> ResponseHead:
+        """`read_response`, but that a head that comes again within its second (there is a Date in
+        most) is not read again. Without `reuse` the caller may change it. Raises BadResponse."""
+        read = self._head_read
+        if reuse and read is not None and data == self._head and strip is self._head_strip:
+            return read
+        read = read_response(data, strip)
+        if reuse and (read.length >= 0 or read.chunked) and read.status not in _BODYLESS:
+            self._head, self._head_strip, self._head_read = data, strip, read
+        return read
 
     def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:
         """An idle connection put back after `newer_than` (loop time), or None."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from gatewayd.core.chunks import upto_last_chunk
-from gatewayd.core.headers import BadResponse, ResponseHead, read_response
+from gatewayd.core.headers import BadResponse, ResponseHead
 from gatewayd.core.retry import Failure
 from gatewayd.net.sink import Sink
 
@@ -281,7 +281,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _parse_head(self, data: bytes) -> bool:
         try:
-            self.head = head = read_response(data, self._strip)
+            self.head = head = self.pool.read_head(data, self._strip, reuse=not self._is_head)
         except BadResponse as error:
             self._fail(Failure.BROKEN, f"answered with {error}")
             return False

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _FLUSH_S: Final = 0.15
 _MAX_LINES: Final = 50_000  # waiting for a reader that does not read
+_MILLISECONDS: Final = tuple(f".{ms:03d}Z" for ms in range(1000))
 _PIPE_CHUNK: Final = 4096  # PIPE_BUF: what several workers write to one pipe whole
 
 
@@ -79,7 +80,7 @@ class AccessLog:
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        stamp = f"{self._stamp}.{int((wall - second) * 1000):03d}Z"
+        stamp = self._stamp + _MILLISECONDS[int((wall - second) * 1000)]
         self._lines.append(self._format(exchange, now, stamp))
 
     @property

@@ -8,7 +8,6 @@ A limit counts requests without credentials too: it stands before auth.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from gatewayd.core import reply as replies
@@ -54,10 +53,11 @@ def path(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
     return None
 
 
-def rate_limit(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+def bucket(edge: Edge, exchange: Exchange, served: Served) -> None:
+    """Finds the limit that it counts for."""
     rule = longest_prefix(served.limits, exchange.rule_path) if served.limits else None
     if rule is None:
-        return None
+        return
     if rule.header is None:
         value = exchange.client.encode("latin-1", "replace")
     elif rule.header == "authorization":
@@ -66,11 +66,16 @@ def rate_limit(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | N
         value = bearer_token(presented) or presented
     else:
         value = exchange.message.headers.get(rule.header, "").encode("utf-8", "surrogateescape")
-    if not value:
-        return None  # nginx does not account an empty key
-    wait_ms = edge.buckets.take(
-        rule.key(value), int(time.monotonic() * 1000), rule.rate, rule.burst
-    )
+    if value:  # nginx does not account an empty key
+        exchange.bucket = rule, rule.key(value)
+
+
+def rate_limit(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
+    if exchange.bucket is None:
+        return None
+    rule, key = exchange.bucket
+    now_ms = int(exchange.started_at * 1000)
+    wait_ms = edge.buckets.take(key, now_ms, rule.rate, rule.burst)
     return replies.too_many(retry_after_s(wait_ms)) if wait_ms else None
 
 
@@ -104,4 +109,6 @@ def of_verdict(verdict: Verdict) -> LocalReply | None:
     return replies.FORBIDDEN if verdict is Verdict.NO else replies.AUTH_UNAVAILABLE
 
 
-STEPS = (https, body_size, preflight, path, rate_limit, token, replica)
+STEPS = (https, body_size, preflight, path, bucket, rate_limit, token, replica)
+# Of a head that has passed them in the same world.
+EACH_TIME = (body_size, rate_limit)

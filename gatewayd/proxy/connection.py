@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from gatewayd.core import reply as replies
@@ -27,7 +26,9 @@ from gatewayd.core.reply import LocalReply
 from gatewayd.net.unsent import unsent
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
+from gatewayd.proxy.known import KnownHead
 from gatewayd.proxy.malformed import refusal_of
+from gatewayd.proxy.parser import one_by_one
 from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class ClientConnection(RequestHandler):
         "closing",
         "exchange",
         "forwarded_lines",
+        "heard",
         "host",
+        "known",
         "peer",
         "raw_host",
     )
@@ -74,18 +77,7 @@ class ClientConnection(RequestHandler):
         self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
     ) -> None:
         super().__init__(server, **kwargs)
-        # Like aiohttp's own, but it stops behind each message and keeps the rest raw: a request
-        # is parsed when its turn comes, and what is wrong with it is said in its turn.
-        self._parser = HttpRequestParser(
-            self,
-            self._loop,
-            self._read_bufsize,
-            max_line_size=self.max_line_size,
-            max_field_size=self.max_field_size,
-            max_headers=self.max_headers,
-            auto_decompress=False,
-            max_msg_queue_size=1,
-        )
+        self._parser = one_by_one(self)
         self._handler = handler
         self._peers = peers
         self._counted = False
@@ -94,6 +86,8 @@ class ClientConnection(RequestHandler):
         self.raw_host = b""  # of the last request, with what follows from it
         self.host = ""
         self.forwarded_lines = b""
+        self.heard = b""  # the head of the next request, where that is known
+        self.known: KnownHead | None = None
         self.closing = False  # no further request is read on this connection
         self._advancing = False
         self._held: list[bytes] = []
@@ -114,7 +108,6 @@ class ClientConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert self._manager is not None
         # The listening sockets carry TCP_NODELAY and SO_KEEPALIVE; accepted ones inherit them.
-        # uvloop's transports implement asyncio.Transport without inheriting from it.
         self.transport = cast(asyncio.Transport, transport)
         self._manager.connection_made(self, self.transport)
         peer = transport.get_extra_info("peername")
@@ -166,6 +159,13 @@ class ClientConnection(RequestHandler):
             if data:
                 self._hold(data)
             return
+        known = self.known
+        if known is not None and exchange is None and self._parser_empty and not self._paused:
+            exchange = self.exchange = known.again(self, data, self._handler.world)
+            if exchange is not None:
+                self._handler.begin(exchange)
+                return
+            self.known = None
         self._feed(data)
         if self.exchange is None:
             self._advance()
@@ -210,8 +210,9 @@ class ClientConnection(RequestHandler):
             self._head_size = 0
             if self._parser_empty:
                 payload = messages[0][1]
-                end = data.find(_HEAD_END) + 4 + payload.total_bytes
-                self._parser_empty = payload.is_eof() and end == len(data)
+                end = data.find(_HEAD_END) + 4
+                self._parser_empty = payload.is_eof() and end + payload.total_bytes == len(data)
+                self.heard = data[:end]
             self._parser_holds = not self._parser_empty
         elif self.exchange is None:
             self._parser_holds = self._parser_empty = False

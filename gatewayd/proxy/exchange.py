@@ -14,12 +14,14 @@ from aiohttp.http import HttpVersion11
 from gatewayd.core import reply as replies
 from gatewayd.core.headers import RequestHead
 from gatewayd.core.reply import LocalReply
+from gatewayd.proxy.payload import Payload
 
 if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
-    from aiohttp.streams import StreamReader
 
+    from gatewayd.core.ratelimit import Rule
     from gatewayd.proxy.connection import ClientConnection
+    from gatewayd.proxy.known import KnownHead
     from gatewayd.proxy.served import Served
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,7 +52,10 @@ class Exchange:
     length = 0
     expects_continue = False
     upgrade = b""
+    known: KnownHead | None = None  # its head has been here before
+    given_id = b""  # by a trusted proxy
     rule_path = "/"
+    bucket: tuple[Rule, bytes] | None = None  # the limit it counts for
     forwarded_lines = b""
     running: Running | None = None
     status = 0
@@ -65,7 +70,7 @@ class Exchange:
     closed_by = "-"
 
     def __init__(
-        self, connection: ClientConnection, message: RawRequestMessage, payload: StreamReader
+        self, connection: ClientConnection, message: RawRequestMessage, payload: Payload
     ) -> None:
         self.connection = connection
         self.message = message

@@ -23,7 +23,7 @@ from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
 from gatewayd.proxy.upgrade import start_tunnel
-from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
+from gatewayd.proxy.upload import NO_REQUEST_BODY, BodyTooLargeError, NoRequestBody, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 class Forward:
     """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile."""
 
+    _course: Course | None = None  # none while there is nothing to decide about
     _endpoint: Endpoint | None = None
     _connection: UpstreamConnection | None = None
     _connecting: asyncio.Task[None] | None = None
@@ -46,8 +47,9 @@ class Forward:
         self._plane = plane
         self._exchange = exchange
         self._served = served
-        self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
-        self._course = Course(plane, exchange, served, self._body, self._attempt)
+        self._body: RequestBody | NoRequestBody = NO_REQUEST_BODY
+        if exchange.length or served.router is not None:
+            self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
         exchange.running = self
 
     def __repr__(self) -> str:
@@ -55,23 +57,36 @@ class Forward:
 
     def start(self) -> None:
         self._plane.active.add(self)
-        self._course.begin()
+        if self._served.router is None:
+            self._exchange.via = "direct"
+            self._attempt()
+        else:
+            self._set_course().begin()
+
+    def _set_course(self) -> Course:
+        course = self._course
+        if course is None:
+            course = self._course = Course(
+                self._plane, self._exchange, self._served, self._body, self._attempt
+            )
+        return course
 
     # --- attempts
 
     def _attempt(self) -> None:
-        endpoint = self._course.choose()
-        exchange = self._exchange
+        course, exchange, plane = self._course, self._exchange, self._plane
+        endpoint = self._served.choose(plane) if course is None else course.choose()
         if endpoint is None:
             self._answer(replies.NO_REPLICA)
             return
         self._endpoint = endpoint
         exchange.attempts += 1
         exchange.replica = endpoint.replica
-        plane = self._plane
         plane.loads.add(endpoint.index)
         pool = plane.pool(endpoint)
-        trusted_s = 0.0 if self._course.fresh else trust_s(exchange, endpoint)
+        trusted_s = trust_s(exchange, endpoint)
+        if course is not None and course.fresh:
+            trusted_s = 0.0
         connection = pool.take(plane.loop.time() - trusted_s) if trusted_s else None
         if connection is None:
             self._connecting = plane.spawn(self._connect(pool))
@@ -98,6 +113,7 @@ class Forward:
         endpoint = self._endpoint
         assert endpoint is not None
         self._connection = connection
+        to_router = self._course is not None and self._course.to_router
         try:
             body = self._body.whole()
         except BodyTooLargeError:
@@ -110,11 +126,11 @@ class Forward:
             is_head=exchange.method == "HEAD",
             is_last=not trust_s(exchange, endpoint),
             wants_upgrade=bool(exchange.upgrade),
-            strip=served.strip_router_response if self._course.to_router else served.strip_response,
+            strip=served.strip_router_response if to_router else served.strip_response,
         )
         if body is None:
             # A router's refusal can still be repaired by sending the body past it.
-            self._body.send(connection, keep=self._course.to_router)
+            self._body.send(connection, keep=to_router)
 
     def _refuse_upload(self, reply: LocalReply) -> None:
         """The body is too large or does not arrive: the exchange ends here."""
@@ -131,8 +147,9 @@ class Forward:
         served = self._served
         head = connection.head
         status = connection.status
-        if self._course.to_router:
-            verdict = self._course.judge(connection)
+        course = self._course
+        if course is not None and course.to_router:
+            verdict = course.judge(connection)
             if verdict is not None:
                 connection.abort()
                 self._put_away()
@@ -193,7 +210,7 @@ class Forward:
         assert endpoint is not None
         self._failure = failure.kind
         self._put_away()
-        reply = self._course.failed(endpoint, failure, sent, reused=reused)
+        reply = self._set_course().failed(endpoint, failure, sent, reused=reused)
         if reply is not None:
             self._answer(reply)
 
@@ -246,7 +263,8 @@ class Forward:
     def _leave(self) -> None:
         self._over = True
         self._plane.active.discard(self)
-        self._course.close()
+        if self._course is not None:
+            self._course.close()
         self._body.close()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -294,7 +312,8 @@ class Forward:
     # --- deadlines
 
     def sweep(self, now: float) -> None:
-        self._course.sweep(now)
+        if self._course is not None:
+            self._course.sweep(now)
         connection = self._connection
         if connection is None or self._over:
             return  # connecting is bounded by its own timeout

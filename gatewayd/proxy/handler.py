@@ -27,6 +27,7 @@ from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.holding import Holding
+from gatewayd.proxy.known import KnownHead, know
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
@@ -67,6 +68,7 @@ class Edge:
         self.meters = Meters()
         self.draining = False
         self.changed = asyncio.Event()  # set, and another one, with the next snapshot
+        self.world = object()  # another whenever the same head may mean something else
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
         self.https_port = 443  # at which a client that was sent there finds us
@@ -82,6 +84,7 @@ class Edge:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Make a snapshot the world of every request that begins from now on."""
+        self.world = object()
         by_service: dict[str, Served] = {}
         served: dict[str, Served] = {}
         for host, target in snapshot.targets.items():
@@ -142,6 +145,9 @@ class Edge:
             self.forward(exchange, served)
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
+        known = exchange.known
+        if known is not None:
+            return self._admit_again(exchange, known)
         self._read_head(exchange)
         if self.challenges and (reply := self._challenge(exchange)):
             return reply
@@ -155,7 +161,32 @@ class Edge:
         for step in admit.STEPS:
             if refusal := step(self, exchange, served):
                 return refusal
+        connection = exchange.connection
+        heard, connection.heard = connection.heard, b""
+        connection.known = know(heard, exchange, self.world)
         return None
+
+    def _admit_again(self, exchange: Exchange, known: KnownHead) -> LocalReply | None:
+        """As before, but for what depends on the moment."""
+        exchange.request_id = known.request_id or self._new_id()
+        exchange.head = known.head
+        exchange.host = known.host
+        exchange.secure = known.secure
+        exchange.target = exchange.upstream_target = known.target
+        exchange.client = known.client
+        exchange.forwarded_lines = known.forwarded_lines
+        exchange.token_name = known.token_name
+        exchange.bucket = known.bucket
+        served = exchange.served = known.served
+        for step in admit.EACH_TIME:
+            if refusal := step(self, exchange, served):
+                return refusal
+        return None
+
+    def challenge(self, answers: Mapping[str, str]) -> None:
+        """What an authority of certificates is to be told from now on, by token."""
+        self.challenges = answers
+        self.world = object()
 
     def _challenge(self, exchange: Exchange) -> LocalReply | None:
         """Whatever the host: an authority asks before anybody is served there."""
@@ -279,7 +310,7 @@ class Edge:
         exchange.forwarded_lines = _forwarded_lines(exchange.client, chain, proto, raw_host)
         theirs = noted.get(b"x-request-id")
         if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):
-            exchange.request_id = theirs
+            exchange.request_id = exchange.given_id = theirs
 
     def _read_framing(self, exchange: Exchange, noted: dict[bytes, bytes]) -> None:
         length = noted.get(b"content-length")

@@ -21,6 +21,7 @@ class Handler(Protocol):
 
     limits: Limits
     draining: bool
+    world: object  # what a head meant, it means as long as this is the same
     outbox: Outbox
 
     def begin(self, exchange: Exchange) -> None: ...

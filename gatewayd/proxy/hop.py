@@ -31,19 +31,14 @@ def request_head(
     router."""
     head = exchange.head
     to_router = endpoint is served.router
-    lines = head.lines
-    # A client of HTTP/1.0 understands no chunks, so none are asked for.
-    version = b"HTTP/1.1" if exchange.http11 else b"HTTP/1.0"
-    target = exchange.upstream_target.encode("utf-8", "surrogateescape")
-    start = b"%b %b %b\r\nHost: %b\r\n" % (
-        exchange.method.encode(),
-        target,
-        version,
-        exchange.host.encode(),
-    )
-    if to_router and served.router_strip:
-        lines = drop_prefixed(lines, served.router_strip)
-    parts = [start, *lines, exchange.forwarded_lines]
+    known = exchange.known
+    if known is None:
+        start = _start(exchange, served, to_router=to_router)
+    elif to_router:
+        start = known.to_router = known.to_router or _start(exchange, served, to_router=True)
+    else:
+        start = known.to_replica = known.to_replica or _start(exchange, served, to_router=False)
+    parts = [start]
     if exchange.request_id:
         parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if to_router:
@@ -65,6 +60,23 @@ def request_head(
         parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def _start(exchange: Exchange, served: Served, *, to_router: bool) -> bytes:
+    """The part that is the same whenever the same head comes."""
+    # A client of HTTP/1.0 understands no chunks, so none are asked for.
+    version = b"HTTP/1.1" if exchange.http11 else b"HTTP/1.0"
+    target = exchange.upstream_target.encode("utf-8", "surrogateescape")
+    line = b"%b %b %b\r\nHost: %b\r\n" % (
+        exchange.method.encode(),
+        target,
+        version,
+        exchange.host.encode(),
+    )
+    lines = exchange.head.lines
+    if to_router and served.router_strip:
+        lines = drop_prefixed(lines, served.router_strip)
+    return b"".join((line, *lines, exchange.forwarded_lines))
 
 
 def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
@@ -110,7 +122,7 @@ def response_head(
     """What the client is sent before the body; decides `exchange.close` where the end of the
     body is the end of the connection."""
     head = connection.head
-    parts = [connection.head.status_line, *head.lines]
+    parts = [head.start]
     if served.unsized_errors and connection.status >= 400 and head.length >= 0:
         parts = [part for part in parts if part[:15].lower() != b"content-length:"]
         exchange.close = True

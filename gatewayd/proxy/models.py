@@ -38,8 +38,8 @@ from gatewayd.core.model_calls import (
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import EntrypointTarget, ModelTarget
 from gatewayd.proxy import admit
-from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.holding import arrived
+from gatewayd.proxy.payload import BegunBody
 from gatewayd.proxy.served import Live, Served, cors_fields
 from gatewayd.proxy.tgi import CALL_MAX, TgiForward, adapt
 from gatewayd.proxy.waiting import Waiting
@@ -56,7 +56,7 @@ _OVERLOADED: Final = LocalReply(
     503, "overloaded", "Too many requests wait to be read", rejection="body_size", retry_after_s=1
 )
 # What is left to ask of a request when its service is known; tokens are judged apart.
-_STEPS: Final = (admit.body_size, admit.path, admit.rate_limit, admit.replica)
+_STEPS: Final = (admit.body_size, admit.path, admit.bucket, admit.rate_limit, admit.replica)
 
 
 class RefusedError(Exception):
@@ -230,7 +230,7 @@ class ModelCall(Waiting):
         if exchange.length:
             exchange.send_continue()
             begun = await self._read_until(name.feed, self._endpoint.max_body_size)
-            exchange.payload = BegunBody(begun, exchange.payload)  # type: ignore[assignment]
+            exchange.payload = BegunBody(begun, exchange.payload)
         if name.value is None:
             raise RefusedError(NO_MODEL)
         return name.value

@@ -30,6 +30,7 @@ _CORS_FIELDS = frozenset(
     )
 )
 _NO_TRAITS = RouterTraits()
+_NONE: frozenset[str] = frozenset()
 
 
 class Live:
@@ -170,7 +171,7 @@ class Served:
                 return endpoint
         return None
 
-    def choose(self, plane: Plane, tried: frozenset[str]) -> Endpoint | None:
+    def choose(self, plane: Plane, tried: frozenset[str] = _NONE) -> Endpoint | None:
         """The replica for one attempt; `tried` have failed this request. None without replicas."""
         live, upstream = self.live, self.upstream
         live.turn += 1

@@ -17,7 +17,7 @@ from httptools import HttpResponseParser
 
 from gatewayd.core.entrypoint import TgiFormat
 from gatewayd.core.events import EventReader
-from gatewayd.core.headers import drop_prefixed
+from gatewayd.core.headers import ResponseHead, drop_prefixed
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import Failure
 from gatewayd.core.tgi import (
@@ -30,9 +30,9 @@ from gatewayd.core.tgi import (
     read_chat,
 )
 from gatewayd.net.sink import BodyPath
-from gatewayd.proxy.begun import BegunBody
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.hop import response_head
+from gatewayd.proxy.payload import BegunBody
 from gatewayd.proxy.prompts import PromptFailedError, Prompts, PromptsBusyError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ async def adapt(
         return BUSY
     generate = call.generate_body(prompt, form.eos_token)
     exchange.bytes_in = len(body) - len(generate)  # what is sent in its place is added to it
-    exchange.payload = BegunBody([generate], exchange.payload)  # type: ignore[assignment]
+    exchange.payload = BegunBody([generate], exchange.payload)
     exchange.length = len(generate)
     # What is read here must be plain, and what is sent is.
     head = exchange.head
@@ -162,10 +162,11 @@ class TgiForward(Forward):
     def _head(self) -> bytes:
         exchange, connection = self._exchange, self._connection
         assert connection is not None
-        head = connection.head
+        theirs = connection.head
+        head = connection.head = ResponseHead(theirs.status, theirs.reason, b"")
         head.lines = list(_STREAM_LINES)
         head.content_type = b"text/event-stream"
-        head.chunked, head.length = exchange.http11, -1
+        head.chunked, head.close = exchange.http11, theirs.close
         return response_head(exchange, self._served, connection, self._plane.date())
 
     # --- endings

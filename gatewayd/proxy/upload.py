@@ -149,5 +149,28 @@ class RequestBody:
         self.kept_size = 0
 
 
+class NoRequestBody:
+    """Of the requests that have none, which are as good as sent."""
+
+    repeatable = True
+    kept: Final[tuple[bytes, ...]] = ()
+    kept_size = 0
+
+    def whole(self) -> bytes:
+        return b""
+
+    def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
+        raise AssertionError("there is nothing to wait for")
+
+    def forget(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+NO_REQUEST_BODY: Final = NoRequestBody()
+
+
 def _nobody(reply: LocalReply) -> None:
     """The exchange is over."""

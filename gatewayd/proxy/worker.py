@@ -71,7 +71,7 @@ class WorkerRole:
             self._contexts.replace(message.pairs, message.default)
         else:
             self._contexts.challenge(message.alpn)
-            self._edge.challenges = message.http01
+            self._edge.challenge(message.http01)
 
     def link(self, slot: int, fd: int) -> None:
         self._plane.asker.link(fd)

@@ -1,0 +1,65 @@
+"""A request's body as an exchange sees it, wherever it comes from.
+
+Owns: as much of aiohttp's StreamReader as is asked of one, and the forms that are not aiohttp's.
+Does not own: the relay (upload).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+
+class Payload(Protocol):
+    """As much of aiohttp's StreamReader as is asked of a request's body."""
+
+    def is_eof(self) -> bool:
+        """Whether all of it has arrived."""
+        ...
+
+    def read_nowait(self) -> bytes: ...
+
+    async def readany(self) -> bytes: ...
+
+
+class WholeBody:
+    """A body that has arrived."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def readany(self) -> bytes:
+        return self.read_nowait()
+
+
+NO_BODY: Final = WholeBody(b"")
+
+
+class BegunBody:
+    """A body that somebody has begun to read: what was read comes first again."""
+
+    def __init__(self, begun: list[bytes], rest: Payload) -> None:
+        self._begun = begun
+        self._rest = rest
+
+    def is_eof(self) -> bool:
+        """Whether all of it has arrived."""
+        return self._rest.is_eof()
+
+    def read_nowait(self) -> bytes:
+        begun, self._begun = self._begun, []
+        return b"".join((*begun, self._rest.read_nowait()))
+
+    async def readany(self) -> bytes:
+        while self._begun:
+            if data := self._begun.pop(0):
+                return data
+        return await self._rest.readany()
