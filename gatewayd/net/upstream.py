@@ -18,7 +18,7 @@ from httptools import HttpParserError, HttpResponseParser
 from gatewayd.core.chunks import upto_last_chunk
 from gatewayd.core.headers import BadResponse, ResponseHead
 from gatewayd.core.retry import Failure
-from gatewayd.net.sink import Sink
+from gatewayd.net.sink import NOWHERE, Sink
 
 if TYPE_CHECKING:
     from gatewayd.net.pool import Pool
@@ -96,8 +96,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_last = False
         self._wants_upgrade = False
         self._strip: frozenset[bytes] = frozenset()
-        self._write_body: Callable[[bytes], None] = _nowhere
-        self._write_rest: Callable[[bytes], None] = _nowhere
+        self._write_body: Callable[[bytes], None] = NOWHERE.send
+        self._write_rest: Callable[[bytes], None] = NOWHERE.send
         self._lead = b""
         self._resume: Callable[[], None] = _nothing
         self._drained: asyncio.Future[None] | None = None
@@ -207,8 +207,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self.state
-        if state == CHUNKED:
-            self._chunked(data)
+        if state == CHUNKED:  # every event of every stream
+            try:
+                self._parser.feed_data(data)  # type: ignore[union-attr]
+            except HttpParserError as error:
+                self._fail(Failure.RESET_MIDSTREAM, f"sent broken chunks: {error}")
+                return
+            if self._complete or self._messages != 1 or not self.received:
+                self._chunks_turn(data)
+            else:
+                self.received += len(data)
+                self._write_body(data)
         elif state == LENGTH:
             self._counted(data)
         elif state in (UNTIL_EOF, TUNNEL):
@@ -225,13 +234,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- where the message ends
 
-    def _chunked(self, data: bytes) -> None:
-        assert self._parser is not None
-        try:
-            self._parser.feed_data(data)
-        except HttpParserError as error:
-            self._fail(Failure.RESET_MIDSTREAM, f"sent broken chunks: {error}")
-            return
+    def _chunks_turn(self, data: bytes) -> None:
+        """The first of a chunked body, its last, or what may not be."""
         if self._messages != 1:
             self._fail(Failure.RESET_MIDSTREAM, "sent a second message behind the first")
             return
@@ -351,7 +355,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _end(self, *, reusable: bool) -> None:
         sink, self._sink = self._sink, None
         self._parser = None
-        self._write_body = self._write_rest = _nowhere
+        self._write_body = self._write_rest = NOWHERE.send
         if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
             self.resume_reading()
@@ -369,7 +373,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._parser = None
-        self._write_body = self._write_rest = _nowhere
+        self._write_body = self._write_rest = NOWHERE.send
         if self.state != CLOSED:
             self.state = CLOSED
             self._wake()
@@ -388,10 +392,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-
-
-def _nowhere(data: bytes) -> None:
-    """Bytes of an answer that nobody waits for any more."""
 
 
 def _nothing() -> None:
