@@ -21,6 +21,7 @@ from gatewayd.config.schema import CLOUD_KEYS, GatewayFile
 from gatewayd.config.schema_auth import (
     DstackAuthTable,
     HttpAuthTable,
+    NoAuthTable,
     TokensAuthTable,
     TokenTable,
 )
@@ -71,6 +72,7 @@ def convert(
         trusted_proxies=tuple(dict.fromkeys(raw.trusted_proxies)),
         log=Log(raw.log.level, raw.log.format, raw.log.access),
         auth=auth,
+        no_auth=isinstance(raw.auth, NoAuthTable),
         limits=Limits(**raw.limits.model_dump()),
         drain_timeout=raw.drain_timeout,
         ports=_ports(raw.ports, rules),

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 
 from gatewayd.core.demand import Count
 from gatewayd.core.entrypoint import Entrypoint
-from gatewayd.core.model import Address, Auth, CertificateSource, Limits, Log, RouterSpec, Service
+from gatewayd.core.model import (
+    Address,
+    Auth,
+    CertificateSource,
+    DstackAuth,
+    Limits,
+    Log,
+    RouterSpec,
+    Service,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,13 @@ class Config:
     services: tuple[Service, ...]
     model_endpoint: Entrypoint | None = None
     certificate: CertificateSource | None = None
+    no_auth: bool = False  # the file says `auth: {type: none}`
     stats_count: Count = "running"
     debug_headers: bool = False
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown
+
+    @property
+    def registered_auth(self) -> Auth | None:
+        """Who judges tokens of registered services. One whose services all come from a dstack
+        server need not say so: unless somebody else is named, it is asked."""
+        return None if self.no_auth else self.auth or DstackAuth()

@@ -88,7 +88,7 @@ def to_tables(config: Config) -> Tables:
             "format": config.log.format,
             "access": config.log.access,
         },
-        "auth": _auth(config.auth),
+        "auth": {"type": "none"} if config.no_auth else _auth(config.auth),
         "limits": _limits(config.limits),
         "drain_timeout": format_duration(config.drain_timeout),
         "stats": {"count": config.stats_count},

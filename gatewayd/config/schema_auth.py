@@ -15,8 +15,9 @@ from gatewayd.config.leaf import LIST, Leaf, one_of
 from gatewayd.config.numbers import Bool, Duration, DurationOrZero
 from gatewayd.config.table import Table, by_type
 from gatewayd.config.words import AuthorityUrl, OptionalPrefix, Path, Sha256, Text, Token
-from gatewayd.core.model import HttpAuth, TcpAddress
+from gatewayd.core.model import DstackAuth, HttpAuth, TcpAddress
 
+_DSTACK_AUTH = DstackAuth()
 _HTTP_AUTH = HttpAuth(TcpAddress("", 0), "/")
 _TYPES = ("tokens", "http", "dstack", "none")
 
@@ -90,7 +91,7 @@ class DstackAuthTable(AskedAuthTable):
     place: ClassVar[str] = "auth"
 
     type: Literal["dstack"]
-    server_connections_dir: Path
+    server_connections_dir: Path = _DSTACK_AUTH.server_connections_dir
 
 
 class NoAuthTable(Table):

@@ -93,7 +93,7 @@ class Compiler:
             version,
             [entry.bare for entry in compiled.values()],
             {key: entry.upstream for key, entry in compiled.items()},
-            auth=self._state.auth,
+            auth=self._state.judge(),
             trusted_proxies=self._state.trusted_proxies,
             project=self._state.project,
             entrypoints=self._state.all_entrypoints(),

@@ -80,7 +80,11 @@ class Control:
         self._tasks = Tasks()
         self._closers = AsyncExitStack()
         self.state = State(
-            config.auth, config.trusted_proxies, config.project, entrypoint=config.model_endpoint
+            config.auth,
+            config.registered_auth,
+            config.trusted_proxies,
+            config.project,
+            entrypoint=config.model_endpoint,
         )
         self.telemetry = Telemetry()
         self.state_dir = StateDir(config.state_dir)
@@ -263,6 +267,7 @@ class Control:
 
     async def _serve_admin(self) -> None:
         # Imported now: what takes half a second to import must not delay the workers' start.
+        from gatewayd.control.api.auth_calls import AuthCalls
         from gatewayd.control.api.describe import Describe
         from gatewayd.control.api.ops_calls import OpsCalls
         from gatewayd.control.api.registry_calls import BODIES, RegistryCalls
@@ -276,7 +281,8 @@ class Control:
         stats = StatsCalls(self.demands, self.state, self.reloader)
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
-        await self.admin.serve(self.sockets.admin, ops, calls, stats, Describe(BODIES))
+        auth = AuthCalls(self.state)
+        await self.admin.serve(self.sockets.admin, ops, calls, stats, auth, Describe(BODIES))
         if self.sockets.metrics is not None:
             await self.admin.serve_metrics(self.sockets.metrics, ops)
 

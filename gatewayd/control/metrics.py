@@ -148,7 +148,13 @@ def _trouble(totals: Mapping[str, ServiceTotals]) -> Iterator[Metric]:
         "Questions to a router where a request should go, by how they ended.",
         labels=("service", "outcome"),
     )
+    stale = CounterMetricFamily(
+        "gatewayd_auth_stale",
+        "Requests let through by what an authority had said before, while it does not answer.",
+        labels=("service",),
+    )
     for service, counted in totals.items():
+        stale.add_metric((service,), counted.auth_stale)
         for way, count in sorted(counted.ways.items()):
             ways.add_metric((service, "none" if way == "-" else way), count)
         for outcome, count in sorted(counted.steering.items()):
@@ -159,7 +165,7 @@ def _trouble(totals: Mapping[str, ServiceTotals]) -> Iterator[Metric]:
             errors.add_metric((service, replica, kind), count)
         retries.add_metric((service,), counted.retries)
         fallbacks.add_metric((service,), counted.ways.get("fallback", 0))
-    yield from (rejections, errors, retries, fallbacks, ways, steering)
+    yield from (rejections, stale, errors, retries, fallbacks, ways, steering)
 
 
 def _replicas(sample: Sample) -> Iterator[Metric]:

@@ -291,6 +291,7 @@ class Registry:
         trusted_proxies: tuple[str, ...],
         project: str,
         entrypoint: Entrypoint | None,
+        registered_auth: Auth | None,
     ) -> None:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
@@ -299,6 +300,7 @@ class Registry:
         before, self._state.services = self._state.services, dict(services)
         self._tunnels.follow(before)
         self._state.auth = auth
+        self._state.registered_auth = registered_auth
         self._state.trusted_proxies = trusted_proxies
         self._state.project = project
         self._state.entrypoint = entrypoint

@@ -119,7 +119,12 @@ class Reloader:
         await self._certificates.follow(new)
         try:
             await self._registry.replace_all(
-                services, new.auth, new.trusted_proxies, new.project, new.model_endpoint
+                services,
+                new.auth,
+                new.trusted_proxies,
+                new.project,
+                new.model_endpoint,
+                new.registered_auth,
             )
         except RefusedError:
             await self._certificates.follow(self.config)

@@ -25,6 +25,7 @@ class AcmeSettings:
 @dataclass(slots=True)
 class State:
     auth: Auth | None = None
+    registered_auth: Auth | None = None  # who judges for what is registered, where `auth` is none
     trusted_proxies: tuple[str, ...] = ()
     project: str = "main"  # the file's own; its services are called by their bare names
     services: dict[str, Service] = field(default_factory=dict)  # by Service.key
@@ -49,6 +50,11 @@ class State:
     def replica(self, service_key: str, replica_id: str) -> Replica | None:
         service = self.services.get(service_key)
         return None if service is None else find_replica(service, replica_id)
+
+    def judge(self) -> Auth | None:
+        """Who says whether a token is good. Without an `auth` nothing of the file asks."""
+        asked = self.entrypoints or any(service.auth for service in self.services.values())
+        return self.auth or (self.registered_auth if asked else None)
 
     def all_entrypoints(self) -> Iterator[Entrypoint]:
         yield from self.entrypoints.values()

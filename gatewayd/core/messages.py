@@ -128,6 +128,7 @@ class ServiceTotals:
     retries: int = 0
     ways: dict[str, int] = field(default_factory=dict)  # direct, through, steered, fallback
     steering: dict[str, int] = field(default_factory=dict)  # outcome of asking a router -> count
+    auth_stale: int = 0  # let through by an old word of an authority that does not answer
     log_lines_dropped: int = 0  # of the whole process, so only under ""
 
 

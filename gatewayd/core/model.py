@@ -272,7 +272,7 @@ class HttpAuth:
 class DstackAuth:
     """Ask a dstack server over one of the sockets in `server_connections_dir`."""
 
-    server_connections_dir: str
+    server_connections_dir: str = "/home/ubuntu/dstack/server-connections"  # where it makes them
     cache: float = 60.0
     stale_if_error: float = 600.0
     timeout: float = 5.0

@@ -39,6 +39,7 @@ def add_totals(total: ServiceTotals, part: ServiceTotals) -> None:
     total.retries += part.retries
     _add_counts(total.ways, part.ways)
     _add_counts(total.steering, part.steering)
+    total.auth_stale += part.auth_stale
     total.log_lines_dropped += part.log_lines_dropped
 
 

@@ -18,6 +18,7 @@ from gatewayd.core.routing import normal_path, path_allowed
 from gatewayd.proxy.served import Served
 
 if TYPE_CHECKING:
+    from gatewayd.net.authority import Authority
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.handler import Edge
 
@@ -85,7 +86,7 @@ def token(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None:
         return None
     presented = bearer_token(exchange.head.noted.get(b"authorization"))
     if presented is None:
-        return replies.UNAUTHENTICATED
+        return edge.no_token
     if edge.authority is not None:
         return None
     known = known_token(edge.tokens, presented)
@@ -103,8 +104,14 @@ def replica(edge: Edge, exchange: Exchange, served: Served) -> LocalReply | None
     return served.unready
 
 
+async def ask(authority: Authority, key: str, token: bytes, exchange: Exchange) -> Verdict:
+    return await authority.ask(
+        key, token, method=exchange.method, uri=exchange.target, host=exchange.host
+    )
+
+
 def of_verdict(verdict: Verdict) -> LocalReply | None:
-    if verdict is Verdict.YES:
+    if verdict is Verdict.YES or verdict is Verdict.STALE:
         return None
     return replies.FORBIDDEN if verdict is Verdict.NO else replies.AUTH_UNAVAILABLE
 

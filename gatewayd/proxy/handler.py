@@ -16,15 +16,15 @@ from gatewayd.core import reply as replies
 from gatewayd.core.auth import Verdict, bearer_token, index_tokens
 from gatewayd.core.clients import ClientAddresses
 from gatewayd.core.headers import BadHead, scan_request, tokens
-from gatewayd.core.model import Limits, Token, TokensAuth
+from gatewayd.core.model import DstackAuth, Limits, Token, TokensAuth
 from gatewayd.core.reply import NO_REPLICA, LocalReply
 from gatewayd.core.routing import host_name, split_target, strip_prefix, unknown_host
 from gatewayd.core.snapshot import Snapshot
+from gatewayd.net.authority import Authority, authority_for
 from gatewayd.net.buckets import BucketStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
-from gatewayd.proxy.authority import Authority, authority_for
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.holding import Holding
 from gatewayd.proxy.known import KnownHead, know
@@ -71,6 +71,7 @@ class Edge:
         self.world = object()  # another whenever the same head may mean something else
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
+        self.no_token = replies.UNAUTHENTICATED  # what is told who brings none
         self.https_port = 443  # at which a client that was sent there finds us
         self.challenges: Mapping[str, str] = {}  # of ACME (RFC 8555, 8.3): token -> answer
         self._addresses = ClientAddresses(())
@@ -110,6 +111,9 @@ class Edge:
             for host, target in snapshot.entrypoints.items()
         }
         self.tokens = index_tokens(auth.tokens) if isinstance(auth, TokensAuth) else {}
+        # Clients of a dstack server know 403 only.
+        dstack = isinstance(auth, DstackAuth)
+        self.no_token = replies.FORBIDDEN if dstack else replies.UNAUTHENTICATED
         if self.authority is None or self.authority.auth != auth:
             if self.authority is not None:
                 self.plane.spawn(self.authority.retire())
@@ -215,7 +219,7 @@ class Edge:
 
     def ended(self, exchange: Exchange) -> None:
         now = time.monotonic()
-        self._meter(exchange).record(exchange, now)
+        self.meter(exchange).record(exchange, now)
         if exchange.demanded_ms and exchange.served is not None:
             self.demand.ended(exchange.served.column, exchange.demanded_ms, int(now * 1000))
         self.access_log.write(exchange, now)
@@ -226,11 +230,11 @@ class Edge:
         self.demand.began(served.column, began_ms)
 
     def rejected(self, exchange: Exchange, reason: str) -> None:
-        self._meter(exchange).rejected(reason)
+        self.meter(exchange).rejected(reason)
         if reason == NO_REPLICA.rejection and exchange.served is not None:
             self.demanded(exchange, exchange.served)
 
-    def _meter(self, exchange: Exchange | None) -> Meter:
+    def meter(self, exchange: Exchange | None) -> Meter:
         served = exchange.served if exchange is not None else None
         return self.meters.nobody if served is None else served.meter
 
@@ -260,7 +264,7 @@ class Edge:
         ) + body  # fmt: skip
 
     def dropped(self, reason: str, exchange: Exchange | None) -> None:
-        self._meter(exchange).rejected(reason)
+        self.meter(exchange).rejected(reason)
 
     def http_date(self) -> bytes:
         return self.plane.date()
@@ -365,17 +369,17 @@ class _Judging(Waiting):
         if verdict is Verdict.UNKNOWN:
             self._wait(self._ask(edge.authority, token))
         else:
-            self._go_on(admit.of_verdict(verdict))
+            self._go_on(verdict)
 
     async def _ask(self, authority: Authority, token: bytes) -> None:
-        served = self._served
-        verdict = await authority.ask(served.key, served.service.project, token, self._exchange)
-        self._go_on(admit.of_verdict(verdict))
+        self._go_on(await admit.ask(authority, self._served.key, token, self._exchange))
 
-    def _go_on(self, refusal: LocalReply | None) -> None:
+    def _go_on(self, verdict: Verdict) -> None:
         exchange = self._exchange
         exchange.running = None
-        refusal = refusal or self._served.unready
+        if verdict is Verdict.STALE:
+            self._served.meter.auth_stale()
+        refusal = admit.of_verdict(verdict) or self._served.unready
         if refusal is None:
             self._edge.forward(exchange, self._served)
         else:

@@ -217,7 +217,9 @@ class ModelCall(Waiting):
             raise RefusedError(forbidden(project) if dstack else replies.UNAUTHENTICATED)
         verdict = authority.known(key, token)
         if verdict is Verdict.UNKNOWN:
-            verdict = await authority.ask(key, project, token, exchange)
+            verdict = await admit.ask(authority, key, token, exchange)
+        if verdict is Verdict.STALE:
+            edge.meter(exchange).auth_stale()
         if (refusal := admit.of_verdict(verdict)) is not None:
             raise RefusedError(forbidden(project) if dstack and refusal.status == 403 else refusal)
 

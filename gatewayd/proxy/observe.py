@@ -49,6 +49,10 @@ class Meter:
         rejections[reason] = rejections.get(reason, 0) + 1
         self.changed = True
 
+    def auth_stale(self) -> None:
+        self.totals.auth_stale += 1
+        self.changed = True
+
     def upstream_error(self, replica: str, kind: str) -> None:
         errors = self.totals.upstream_errors
         errors[replica, kind] = errors.get((replica, kind), 0) + 1

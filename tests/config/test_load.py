@@ -283,16 +283,27 @@ def test_the_domain_of_the_gateway(load: Load, domain: str) -> None:
             HttpAuth(UnixAddress("/run/a.sock"), "/check"),
         ),
         ("{type: http, url: 'http://h'}", HttpAuth(TcpAddress("h", 80), "/")),
-        (
-            "{type: dstack, server_connections_dir: /run/c}",
-            DstackAuth("/run/c"),
-        ),
+        ("{type: dstack, server_connections_dir: /run/c}", DstackAuth("/run/c")),
+        ("{type: dstack}", DstackAuth("/home/ubuntu/dstack/server-connections")),
     ],
 )
 def test_who_is_asked(load: Load, text: str, auth: object) -> None:
     config = load(f"auth: {text}\nservices: [{{name: a, domain: a.b}}]\n")
     assert config.auth == auth
     assert config.services[0].auth == (auth is not None)  # guarded by default, if anything is
+
+
+@pytest.mark.parametrize(
+    ("text", "auth"),
+    [
+        ("", DstackAuth()),
+        ("auth:", DstackAuth()),
+        ("auth: {type: none}", None),
+        ("auth: {type: http, url: 'http://h'}", HttpAuth(TcpAddress("h", 80), "/")),
+    ],
+)
+def test_who_is_asked_for_services_that_are_registered(load: Load, text: str, auth: object) -> None:
+    assert load(f"domain: a.b\n{text}\n").registered_auth == auth
 
 
 def test_only_the_digest_of_a_token_is_kept(load: Load) -> None:

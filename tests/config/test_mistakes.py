@@ -274,7 +274,6 @@ AUTH = [
         "auth: {type: http, url: 'http://h/a', path: /b}",
         "auth.path: `url` has a path already",
     ),
-    ("auth: {type: dstack}", "auth.server_connections_dir: this key is required"),
 ]
 
 SERVICES = [

@@ -199,7 +199,6 @@ async def test_addresses_that_cannot_be(gateway: Gateway, body: Any, detail: str
         ({"run_name": "llama"}, "Service main/llama is already registered"),
         ({"domain": "llama.example.com"}, "Domain name 'llama.example.com' is already taken by"),
         ({"https": True}, "This gateway serves no HTTPS: `listen.https` is not configured"),
-        ({"auth": True}, "has no `auth` configured"),
         ({"router": "dreamt"}, "router: there is no router of type 'dreamt'"),
         (
             {"router": {"type": "sglang", "mode": "steer", "pd_disaggregation": True}},

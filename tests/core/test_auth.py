@@ -51,9 +51,9 @@ def test_a_token_that_hashes_to_nothing_is_not_somebody() -> None:
 @pytest.mark.parametrize(
     ("verdict", "at", "fresh", "unknown"),
     [
-        (Verdict.YES, 9.9, True, Verdict.YES),
-        (Verdict.YES, 10.0, False, Verdict.YES),
-        (Verdict.YES, 109.9, False, Verdict.YES),
+        (Verdict.YES, 9.9, True, Verdict.STALE),
+        (Verdict.YES, 10.0, False, Verdict.STALE),
+        (Verdict.YES, 109.9, False, Verdict.STALE),
         (Verdict.YES, 110.0, False, Verdict.UNKNOWN),
         (Verdict.NO, 9.9, True, Verdict.UNKNOWN),
         (Verdict.NO, 10.0, False, Verdict.UNKNOWN),
@@ -61,5 +61,15 @@ def test_a_token_that_hashes_to_nothing_is_not_somebody() -> None:
 )
 def test_how_long_a_word_counts(verdict: Verdict, at: float, fresh: bool, unknown: Verdict) -> None:
     judged = Judged(verdict, 0.0, cache=10.0, stale=100.0)
-    assert judged.fresh(at) is fresh
+    assert judged.verdict_at(at) is (verdict if fresh else Verdict.UNKNOWN)
     assert judged.when_unknown(at) is unknown
+
+
+def test_who_does_not_answer_is_not_asked_by_every_request() -> None:
+    judged = Judged(Verdict.YES, 0.0, cache=10.0, stale=100.0)
+    assert judged.not_answered(20.0) is Verdict.STALE
+    assert judged.verdict_at(20.9) is Verdict.STALE
+    assert judged.verdict_at(21.0) is Verdict.UNKNOWN
+    assert judged.not_answered(109.5) is Verdict.STALE
+    assert judged.verdict_at(110.1) is Verdict.UNKNOWN
+    assert judged.not_answered(110.1) is Verdict.UNKNOWN

@@ -191,8 +191,7 @@ BODIES: list[tuple[str, Any, int, str]] = [
     (SERVICES, {"run_name": "x", "rate_limits": {}}, 422, "rate_limits"),
     (SERVICES, {"run_name": "x", "client_max_body_size": "much"}, 422, "client_max_body_size"),
     (SERVICES, {"run_name": "x", "timeouts": {"idle": -1}}, 422, "idle"),
-    (SERVICES, {"run_name": "x", "auth": True}, 400, "auth"),
-    (SERVICES, {"run_name": "x", "https": True}, 400, "not available yet"),
+    (SERVICES, {"run_name": "x", "https": True}, 400, "serves no HTTPS"),
     (SERVICES, {"run_name": "x", "router": "sglnag"}, 400, "did you mean 'sglang'?"),
     (
         SERVICES,

@@ -144,8 +144,8 @@ class WithdrawBody(Body):
 def to_service(project: str, body: RegisterServiceBody, config: Config) -> Service:
     """Raises RefusedError for what this gateway cannot do."""
     auth = body.auth if body.auth is not None else config.auth is not None
-    if auth and config.auth is None:
-        raise RefusedError("`auth` is true, but this gateway has no `auth` configured to ask")
+    if auth and config.registered_auth is None:
+        raise RefusedError("`auth` is true, but this gateway is configured to ask nobody")
     domains = tuple(dict.fromkeys(body.domain))
     if not domains:
         if config.domain is None:
