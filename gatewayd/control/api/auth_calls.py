@@ -24,6 +24,7 @@ class AuthCalls:
         app.on_cleanup.append(self._close)
 
     async def auth(self, request: web.Request) -> web.Response:
+        """Whether the bearer of the Authorization may use the project's services."""
         project = request.match_info["project"].lower()
         token = bearer_token(request.headers.get("Authorization", "").encode("utf-8", "replace"))
         verdict = Verdict.NO if token is None else await self._judge(project, token)

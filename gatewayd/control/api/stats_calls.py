@@ -23,6 +23,7 @@ class StatsCalls:
         app.router.add_get("/api/stats/collect", self.collect)
 
     async def collect(self, request: web.Request) -> web.Response:
+        """How much each service was asked for in the last 30, 60 and 300 seconds."""
         services = self._state.services
         count = self._reloader.config.stats_count
         windows = self._demands.windows(services.values(), count)
