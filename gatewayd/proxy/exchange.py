@@ -67,6 +67,7 @@ class Exchange:
     bytes_out = 0
     first_byte_at = 0.0
     demanded_ms = 0  # when it began, once it counts as demand
+    column = 0  # where it does
     closed_by = "-"
 
     def __init__(

@@ -220,13 +220,14 @@ class Edge:
     def ended(self, exchange: Exchange) -> None:
         now = time.monotonic()
         self.meter(exchange).record(exchange, now)
-        if exchange.demanded_ms and exchange.served is not None:
-            self.demand.ended(exchange.served.column, exchange.demanded_ms, int(now * 1000))
+        if exchange.demanded_ms:
+            self.demand.ended(exchange.column, exchange.demanded_ms, int(now * 1000))
         self.access_log.write(exchange, now)
 
     def demanded(self, exchange: Exchange, served: Served) -> None:
         """It has been let through, to a replica or where one is missing: that scalers count."""
         exchange.demanded_ms = began_ms = int(exchange.started_at * 1000)
+        exchange.column = served.column  # a snapshot may give the service another meanwhile
         self.demand.began(served.column, began_ms)
 
     def rejected(self, exchange: Exchange, reason: str) -> None:
