@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 import gatewayd
-from gatewayd.cli import EXIT_OK, EXIT_USAGE, complain
+from gatewayd.cli import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, complain
 
 if TYPE_CHECKING:
     from gatewayd.control.spawn import Spawned
@@ -81,6 +81,32 @@ def check(options: argparse.Namespace) -> int:
     else:
         replicas = sum(len(service.replicas) for service in config.services)
         print(f"{options.config}: good, {len(config.services)} services, {replicas} replicas")
+    return EXIT_OK
+
+
+def import_state(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from gatewayd.config.errors import ConfigError
+    from gatewayd.config.load import load_config
+    from gatewayd.control.restore import ImportRefusedError, import_state
+    from gatewayd.control.survivors import StateDirError
+
+    try:
+        config = load_config(options.config, os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    keys = Path(options.keys or config.import_keys)
+    try:
+        saved, told = import_state(config, Path(options.file), keys)
+    except (ImportRefusedError, StateDirError) as error:
+        complain(str(error))
+        return EXIT_FAILURE
+    for line in told:
+        complain(line)
+    replicas = sum(len(service.replicas) for service in saved.services.values())
+    print(f"imported {len(saved.services)} services, {replicas} replicas into {config.state_dir}")
     return EXIT_OK
 
 

@@ -35,6 +35,14 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     demo = command("demo", "run a whole gateway with two demo replicas", local.demo)
     demo.add_argument("--listen", metavar="HOST:PORT", help="default: 127.0.0.1:8080")
     demo.add_argument("--once", action="store_true", help="stop after one answer was shown")
+    importing = command(
+        "import", "take over the state of another gateway, before a first start", local.import_state
+    )
+    importing.add_argument("file", help="its state-v2.json, or the older state.json")
+    importing.add_argument("-c", "--config", required=True, metavar="FILE")
+    importing.add_argument(
+        "--keys", metavar="DIR", help="ssh keys by project; default: import_keys"
+    )
     command("schema", "print the JSON Schema of the configuration file", local.schema)
     command("version", "print the version", local.version)
 
@@ -51,7 +59,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="register a service, until the gateway ends")
+    add = actions.add_parser("add", help="register a service")
     add.set_defaults(run=remote.service_add)
     add.add_argument("name")
     add.add_argument(
@@ -72,7 +80,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 def _add_replica(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="register a replica, until the gateway ends")
+    add = actions.add_parser("add", help="register a replica")
     add.set_defaults(run=remote.replica_add)
     add.add_argument("service")
     add.add_argument("address", help="unix:/path or http://host:port")

@@ -69,6 +69,8 @@ def convert(
         workers=raw.workers or default_workers(),
         state_dir=raw.state_dir,
         run_dir=raw.run_dir,
+        import_state=raw.import_state,
+        import_keys=raw.import_keys,
         trusted_proxies=tuple(dict.fromkeys(raw.trusted_proxies)),
         log=Log(raw.log.level, raw.log.format, raw.log.access),
         auth=auth,

@@ -79,6 +79,8 @@ class Config:
     no_auth: bool = False  # the file says `auth: {type: none}`
     stats_count: Count = "running"
     debug_headers: bool = False
+    import_state: str | None = None  # another gateway's state file, read when there is none here
+    import_keys: str = "/home/ubuntu/.ssh/projects"
     cloud: tuple[tuple[str, str], ...] = field(default=())  # backend, region, ... only shown
 
     @property

@@ -80,6 +80,8 @@ def to_tables(config: Config) -> Tables:
         },
         "workers": config.workers,
         "state_dir": config.state_dir,
+        "import_state": config.import_state,
+        "import_keys": config.import_keys,
         "run_dir": config.run_dir,
         "ports": {"bridge": _ports(config.ports.bridge), "router": _ports(config.ports.router)},
         "trusted_proxies": list(config.trusted_proxies),

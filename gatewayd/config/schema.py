@@ -72,6 +72,11 @@ class GatewayFile(Table):
     """Data-plane processes; auto: the CPU cores this process may use, at most 8."""
     state_dir: Path = Field(default="./state", validate_default=True)
     """Registry state, certificates, router logs; created 0700."""
+    import_state: OptionalPath = None
+    """The state file of a gateway that this one replaces (state-v2.json, or the older state.json);
+    read at a start that finds no registered state in state_dir."""
+    import_keys: Path = "/home/ubuntu/.ssh/projects"
+    """The folder of the ssh keys that belong to the older form, a file for each project."""
     run_dir: OptionalPath = None
     """Where gatewayd.pid is written while the gateway runs; null writes none."""
     ports: PortsTable = Field(default_factory=PortsTable, json_schema_extra={"default": {}})

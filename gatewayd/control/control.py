@@ -29,6 +29,7 @@ from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
 from gatewayd.control.registry import Registry
 from gatewayd.control.reload import LoadConfig, Reloader
+from gatewayd.control.restore import last_state
 from gatewayd.control.roles import Roles
 from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
@@ -151,7 +152,7 @@ class Control:
     def _restore(self) -> None:
         """Services of the file, and what was registered beside them."""
         self.state.services = {service.key: service for service in self.config.services}
-        saved = self.store.load()
+        saved = last_state(self.config, self.store)
         for line in put_back(saved, self.state):
             _log.warning("%s", line)
         self.keeper.begin_with(saved)
