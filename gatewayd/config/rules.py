@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatewayd.config.source import Node, Place
-from gatewayd.core.model import CertificateSource, RouterSpec
+from gatewayd.core.model import FileSource, RouterSpec
 
 NOT_YET = "not available yet"
 
@@ -24,7 +24,7 @@ class CertificateFacts:
     faults: tuple[tuple[str, str], ...] = ()  # key of its table -> what is wrong there
 
 
-CheckCertificate = Callable[[CertificateSource], CertificateFacts]
+CheckCertificate = Callable[[FileSource], CertificateFacts]
 CheckRouter = Callable[[RouterSpec], list[str]]
 """What is wrong with a router: not installed, an unknown policy or flag. Nothing: it is fine."""
 

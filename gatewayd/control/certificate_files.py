@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from gatewayd.config.rules import CertificateFacts
 from gatewayd.control.certificate_pairs import CertificateFileError, ReadCertificate, read_files
-from gatewayd.core.model import CertificateSource, FileCertificate, LiveFolder
+from gatewayd.core.model import FileCertificate, FileSource, LiveFolder
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ class CertificateFiles:
     """All pairs of some sources, in their order. Reading takes long: call it in a thread."""
 
     def __init__(self) -> None:
-        self._sources: tuple[CertificateSource, ...] = ()
+        self._sources: tuple[FileSource, ...] = ()
         self._watched: dict[FileCertificate, WatchedFiles] = {}
 
     def __repr__(self) -> str:
         return f"<CertificateFiles {len(self._watched)} pairs>"
 
-    def follow(self, sources: Iterable[CertificateSource], now: float) -> None:
+    def follow(self, sources: Iterable[FileSource], now: float) -> None:
         """These from now on; what has changed is read at once."""
         self._sources = tuple(dict.fromkeys(sources))
         self.look(now, settled=False)
@@ -92,14 +92,14 @@ class CertificateFiles:
         ]
         return any(changes) or before != list(self._watched)
 
-    def of(self, source: CertificateSource) -> list[WatchedFiles]:
+    def of(self, source: FileSource) -> list[WatchedFiles]:
         return [w for files in _files(source) if (w := self._watched.get(files))]
 
     def all(self) -> list[WatchedFiles]:
         return list(self._watched.values())
 
 
-def check_certificate(source: CertificateSource) -> CertificateFacts:
+def check_certificate(source: FileSource) -> CertificateFacts:
     """For `gatewayd check` and for a file that is loaded: what is wrong, and where."""
     if isinstance(source, LiveFolder):
         return _check_folder(source)
@@ -125,7 +125,7 @@ def _check_folder(folder: LiveFolder) -> CertificateFacts:
     return CertificateFacts(frozenset(names))
 
 
-def _files(source: CertificateSource) -> list[FileCertificate]:
+def _files(source: FileSource) -> list[FileCertificate]:
     if isinstance(source, FileCertificate):
         return [source]
     try:

@@ -49,14 +49,14 @@ class Store:
         data = self._encoder.encode(saved)
         fresh = self._path.with_name(f"{NAME}.new")
         try:
-            _write(fresh, data)
+            write_private(fresh, data)
             self._keep_previous()
             fresh.replace(self._path)
         except OSError:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)  # half a file on a full disk helps nobody
             raise
-        _sync(self._path.parent)
+        sync_folder(self._path.parent)
 
     def load(self) -> Saved:
         """What was saved last, else the good copy before it, else whatever can be read. Of
@@ -117,7 +117,8 @@ def _read(path: Path) -> tuple[Saved | None, str]:
     return saved, "; ".join(faults[:_FAULTS_SHOWN]) + more
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """A new file of the owner's alone, on disk when this returns. Raises OSError."""
     path.unlink(missing_ok=True)  # whatever its mode was
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
@@ -126,7 +127,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(fd)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -195,7 +195,24 @@ class LiveFolder:
     path: str
 
 
-CertificateSource = FileCertificate | LiveFolder
+@by_fields
+@dataclass(frozen=True, slots=True)
+class AcmeCertificate:
+    """Certificates that the gateway gets itself (RFC 8555), from the first of `servers` that gives
+    one. `names` are those of their own, wildcards as a rule; other names follow from services."""
+
+    servers: tuple[str, ...]  # URLs of directories, in order of preference
+    ca_file: str | None = None  # what their own HTTPS is checked against; None: as the system does
+    email: str | None = None
+    eab_kid: str | None = None  # external account binding: which
+    eab_hmac_key: Secret | None = None
+    challenges: tuple[str, ...] = ("http-01", "tls-alpn-01")
+    dns_hook: str | None = None
+    names: tuple[str, ...] = ()
+
+
+FileSource = FileCertificate | LiveFolder
+CertificateSource = FileSource | AcmeCertificate
 
 
 @by_fields
