@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from gatewayd.cli import local, remote
+from gatewayd.cli import certs, local, remote
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -54,6 +54,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     _add_admin(reload)
     _add_service(commands.add_parser("service", help="add or remove a service"))
     _add_replica(commands.add_parser("replica", help="add, drain or remove a replica"))
+    _add_certs(commands.add_parser("certs", help="show, renew or revoke certificates"))
     return parser.parse_args(args)
 
 
@@ -98,6 +99,22 @@ def _add_replica(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("id")
     for sub in (add, drain, remove):
         _add_project(sub)
+
+
+def _add_certs(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    show = actions.add_parser("list", help="which there are, until when, and what is wrong")
+    show.set_defaults(run=certs.list_)
+    show.add_argument("--json", action="store_true", help="as it comes from /api/certificates")
+    renew = actions.add_parser("renew", help="get a new one now, whether it is due or not")
+    renew.set_defaults(run=certs.renew)
+    renew.add_argument("domain")
+    revoke = actions.add_parser("revoke", help="have the authority revoke it, and get another one")
+    revoke.set_defaults(run=certs.revoke)
+    revoke.add_argument("domain")
+    revoke.add_argument("--reason", default="unspecified", help="for example key-compromise")
+    for sub in (show, renew, revoke):
+        _add_admin(sub)
 
 
 def _add_project(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def status(options: argparse.Namespace) -> int:
 
             print(render(answer), end="")
 
-    return _with_admin(options, show)
+    return with_admin(options, show)
 
 
 def reload(options: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def reload(options: argparse.Namespace) -> int:
             print("nothing changed")
 
     # A refused configuration is exit 2, as with `check`; the old one stays.
-    return _with_admin(options, ask, refused=EXIT_USAGE)
+    return with_admin(options, ask, refused=EXIT_USAGE)
 
 
 def service_add(options: argparse.Namespace) -> int:
@@ -73,7 +73,7 @@ def replica_add(options: argparse.Namespace) -> int:
         answer = admin.post(f"{_base(options, admin)}/{path}", body)
         print(f"replica {answer['id']} added to {options.service}")
 
-    return _with_admin(options, ask)
+    return with_admin(options, ask)
 
 
 def replica_drain(options: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def replica_drain(options: argparse.Namespace) -> int:
                 f"{answer['running']} requests still run on it"
             )
 
-    return _with_admin(options, ask)
+    return with_admin(options, ask)
 
 
 def replica_remove(options: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ def _change(options: argparse.Namespace, path: str, body: object, done: str) -> 
         admin.post(f"{_base(options, admin)}/{path}", body)
         print(done)
 
-    return _with_admin(options, ask)
+    return with_admin(options, ask)
 
 
 def _base(options: argparse.Namespace, admin: Admin) -> str:
@@ -125,7 +125,7 @@ def _part(text: str) -> str:
     return quote(text, safe="")
 
 
-def _with_admin(
+def with_admin(
     options: argparse.Namespace, ask: Callable[[Admin], None], *, refused: int = EXIT_FAILURE
 ) -> int:
     from gatewayd.cli.admin import Admin, AdminError, admin_address

@@ -21,11 +21,28 @@ def render(status: dict[str, Any]) -> str:
             _routers(status),
         ),
         [*_complaints(status)],
-        _table(("CERTIFICATE FOR", "ISSUER", "EXPIRES", "SOURCE"), _certificates(status)),
-        [f"{c['source']}: {c['fault']}" for c in _faulty(status)],
+        _certificate_table(status),
+        _certificate_faults(status),
         _table(("PROCESS", "PID", "STATE", "RESTARTS", "CONNECTIONS"), _processes(status)),
     ]
+    return _joined(sections)
+
+
+def _joined(sections: Sequence[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def render_certificates(certificates: Sequence[dict[str, Any]]) -> str:
+    status = {"certificates": certificates}
+    return _joined([_certificate_table(status), _certificate_faults(status)])
+
+
+def _certificate_table(status: dict[str, Any]) -> list[str]:
+    return _table(("CERTIFICATE FOR", "ISSUER", "EXPIRES", "SOURCE"), _certificates(status))
+
+
+def _certificate_faults(status: dict[str, Any]) -> list[str]:
+    return [f"{c['source']}: {c['fault']}" for c in status["certificates"] if c["fault"]]
 
 
 def _gateway(status: dict[str, Any]) -> list[str]:
@@ -104,10 +121,6 @@ def _certificates(status: dict[str, Any]) -> Iterator[Row]:
             each["expires"] or "-",
             each["source"],
         )
-
-
-def _faulty(status: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each for each in status["certificates"] if each["fault"]]
 
 
 def _complaints(status: dict[str, Any]) -> Iterator[str]:

@@ -9,16 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gatewayd.config.model import ListenAddress
-from gatewayd.config.rules import NOT_YET, CheckCertificate, Loc, Rules
+from gatewayd.config.rules import CheckCertificate, Loc, Rules
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.schema_certificate import (
+    AcmeTable,
     FileCertificateTable,
     HstsTable,
+    LetsEncryptTable,
     LiveFolderTable,
 )
 from gatewayd.config.schema_service import ServiceTable
 from gatewayd.config.values import parse_listen_address
-from gatewayd.core.model import CertificateSource, FileCertificate, Hsts, LiveFolder
+from gatewayd.core.acme import LETS_ENCRYPT
+from gatewayd.core.model import (
+    AcmeCertificate,
+    CertificateSource,
+    FileCertificate,
+    Hsts,
+    LiveFolder,
+)
 from gatewayd.core.names import uncovered
 
 _PORT = "0.0.0.0:8443"
@@ -88,16 +97,36 @@ class Https:
                 return FileCertificate(table.cert, table.key, table.default)
             case LiveFolderTable():
                 return LiveFolder(table.dir)
-        self._rules.broken(loc, NOT_YET)
-        return None
+            case AcmeTable():
+                return _acme(table, tuple(table.server), table.ca_file)
+            case LetsEncryptTable():
+                return _acme(table, (LETS_ENCRYPT,), None)
+            case "lets-encrypt":
+                return AcmeCertificate((LETS_ENCRYPT,))
+        return None  # a type that was refused
 
     def _names_of(self, source: CertificateSource | None, loc: Loc) -> frozenset[str] | None:
-        if source is None or self._check is None:
+        if source is None or self._check is None or isinstance(source, AcmeCertificate):
             return None
         facts = self._check(source)
         for key, fault in facts.faults:
             self._rules.broken((*loc, key), fault)
         return None if facts.faults else facts.names
+
+
+def _acme(
+    table: LetsEncryptTable, servers: tuple[str, ...], ca_file: str | None
+) -> AcmeCertificate:
+    return AcmeCertificate(
+        servers,
+        ca_file,
+        table.email,
+        table.eab_kid,
+        table.eab_hmac_key,
+        tuple(dict.fromkeys(table.challenges)),
+        table.dns_hook,
+        tuple(dict.fromkeys(table.names)),
+    )
 
 
 def convert_hsts(entry: float | HstsTable | None) -> Hsts | None:

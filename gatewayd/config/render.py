@@ -15,6 +15,7 @@ from gatewayd.config.secrets import is_secret_arg
 from gatewayd.config.values import format_duration, format_size
 from gatewayd.core.entrypoint import OPENAI, Entrypoint, OpenAiFormat, TgiFormat
 from gatewayd.core.model import (
+    AcmeCertificate,
     Auth,
     CertificateSource,
     Cors,
@@ -157,6 +158,18 @@ def _certificate(source: CertificateSource | None) -> Tables | None:
             return {"type": "file", "cert": cert, "key": key, "default": default}
         case LiveFolder(path):
             return {"type": "letsencrypt-live", "dir": path}
+        case AcmeCertificate():
+            return {
+                "type": "acme",
+                "server": list(source.servers),
+                "ca_file": source.ca_file,
+                "email": source.email,
+                "eab_kid": source.eab_kid,
+                "eab_hmac_key": source.eab_hmac_key,
+                "challenges": list(source.challenges),
+                "dns_hook": source.dns_hook,
+                "names": list(source.names),
+            }
     return None
 
 

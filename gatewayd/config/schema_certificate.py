@@ -15,7 +15,8 @@ from gatewayd.config.errors import BadTableError, BadValueError
 from gatewayd.config.leaf import ONE_OR_LIST, Leaf, one_of, or_null, text_leaf
 from gatewayd.config.numbers import BOOLEAN, DURATION_OR_ZERO, Bool, DurationOrZero
 from gatewayd.config.table import Table, by_type, text_or_table
-from gatewayd.config.words import Domain, OptionalPath, OptionalText, Path, Token
+from gatewayd.config.values import DOMAIN, parse_domain
+from gatewayd.config.words import OptionalPath, OptionalText, Path, Token
 
 _LIVE = "/etc/letsencrypt/live"
 
@@ -24,6 +25,11 @@ def _directory_url(text: str) -> str:
     if not text.startswith(("https://", "http://")):
         raise BadValueError("expected the URL of an ACME directory")
     return text
+
+
+def _certificate_name(text: str) -> str:
+    wildcard = "*." if text.startswith("*.") else ""
+    return wildcard + parse_domain(text.removeprefix("*."))
 
 
 class FileCertificateTable(Table):
@@ -63,7 +69,11 @@ class LetsEncryptTable(Table):
         list[Annotated[str, one_of("http-01", "tls-alpn-01", "dns-01")]], ONE_OR_LIST
     ] = ["http-01", "tls-alpn-01"]  # noqa: RUF012 -- pydantic copies it
     dns_hook: OptionalPath = None
-    names: Annotated[list[Domain], ONE_OR_LIST] = Field(default_factory=list)
+    """A program that adds and removes a DNS record, for dns-01."""
+    names: Annotated[list[Annotated[str, text_leaf(_certificate_name, DOMAIN)]], ONE_OR_LIST] = (
+        Field(default_factory=list)
+    )
+    """Names with a certificate of their own, such as *.example.com; of others it follows."""
 
     @model_validator(mode="after")
     def _whole_binding(self) -> LetsEncryptTable:
@@ -71,6 +81,10 @@ class LetsEncryptTable(Table):
             raise BadTableError(
                 "`eab_kid` and `eab_hmac_key` belong together", keys=("eab_kid", "eab_hmac_key")
             )
+        if "dns-01" in self.challenges and self.dns_hook is None:
+            raise BadTableError("dns-01 needs a `dns_hook`", keys=("dns_hook",))
+        if self.dns_hook is None and any(name.startswith("*.") for name in self.names):
+            raise BadTableError("a wildcard is proven by dns-01: set `dns_hook`", keys=("names",))
         return self
 
 

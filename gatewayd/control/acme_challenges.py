@@ -76,9 +76,7 @@ async def _forget(hook: str, *asked: str) -> None:
         _log.warning("a record of dns-01 may be left: %s", error)
 
 
-async def call_hook(
-    hook: str, action: str, *asked: str, timeout: float = _HOOK_TIMEOUT_S
-) -> None:
+async def call_hook(hook: str, action: str, *asked: str, timeout: float = _HOOK_TIMEOUT_S) -> None:
     """Raises AcmeError with the last line that the hook said."""
     try:
         process = await asyncio.create_subprocess_exec(

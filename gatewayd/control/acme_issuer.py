@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gatewayd.control.acme_challenges import DNS, Proofs
-from gatewayd.control.acme_keys import make_key, to_pem
+from gatewayd.control.acme_keys import from_pem, make_key, to_pem
 from gatewayd.control.acme_server import AcmeServer, ProofError, Window
 from gatewayd.control.acme_store import AcmeStore, Issued
 from gatewayd.control.acme_wire import AcmeError, Wire
@@ -52,18 +52,22 @@ class Issuer:
         for server in servers.values():
             await server.aclose()
 
-    async def follow(self, settings: AcmeCertificate) -> None:
-        if settings != self._settings:
-            await self.aclose()
-            self._settings = settings
-            self._until.clear()  # another account has other limits
+    async def follow(self, settings: AcmeCertificate) -> bool:
+        """Whether anything is new."""
+        if settings == self._settings:
+            return False
+        await self.aclose()
+        self._settings = settings
+        self._until.clear()  # another account has other limits
+        return True
 
     async def issue(self, name: str, before: Issued | None) -> Issued:
         """From the first authority that gives one. AcmeError tells what was wrong with each."""
-        assert self._settings is not None
         async with self._few:
+            settings = self._settings
+            assert settings is not None
             faults: list[AcmeError] = []
-            for url in self._settings.servers:
+            for url in settings.servers:
                 replaces = before.chain if before is not None and before.server == url else None
                 try:
                     return await self._from(url, name, replaces)
@@ -72,7 +76,7 @@ class Issuer:
                     _log.debug("%s gives none for %s: %s", url, name, error)
                     if error.retry_after is not None:
                         self._until[url, name] = self._monotonic() + error.retry_after
-        raise _all(self._settings.servers, faults)
+        raise _all(settings.servers, faults)
 
     async def _from(self, url: str, name: str, replaces: bytes | None) -> Issued:
         left = self._until.get((url, name), 0.0) - self._monotonic()
@@ -105,7 +109,8 @@ class Issuer:
 
     async def revoke(self, issued: Issued, reason: int) -> None:
         async with asyncio.timeout(ORDER_TIMEOUT_S):
-            await self._server(issued.server).revoke(issued.chain, reason)
+            key = from_pem(issued.key)
+            await self._server(issued.server).revoke(issued.chain, key, reason)
 
     async def window(self, issued: Issued) -> Window | None:
         async with asyncio.timeout(ORDER_TIMEOUT_S):

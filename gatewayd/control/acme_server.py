@@ -1,7 +1,8 @@
 """One ACME authority: our account there, orders, revocation, its advice when to renew.
 
 Owns: the order of RFC 8555, 7.3 to 7.6, and RFC 9773. Does not own: HTTP and nonces
-(control.acme_wire), showing proofs (control.acme_challenges), which authority (control.acme_issuer).
+(control.acme_wire), showing proofs (control.acme_challenges), which authority counts
+(control.acme_issuer).
 """
 
 from __future__ import annotations
@@ -222,10 +223,11 @@ class AcmeServer:
 
     # --- what is issued
 
-    async def revoke(self, chain: bytes, reason: int) -> None:
+    async def revoke(self, chain: bytes, key: Key, reason: int) -> None:
+        """Signed by the certificate's own key, so that no account is needed (RFC 8555, 7.6)."""
         payload = {"certificate": leaf_der(chain), "reason": reason}
         try:
-            await self._signed(await self._wire.url("revokeCert"), payload)
+            await self._wire.post(await self._wire.url("revokeCert"), payload, key, None)
         except AcmeError as error:
             if error.kind != "alreadyRevoked":
                 raise
@@ -259,4 +261,6 @@ def _texts(table: Mapping[str, Any], key: str) -> list[str]:
 
 def _tables(table: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
     found = table.get(key)
-    yield from (each for each in (found if isinstance(found, list) else []) if isinstance(each, dict))
+    yield from (
+        each for each in (found if isinstance(found, list) else []) if isinstance(each, dict)
+    )

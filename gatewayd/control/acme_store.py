@@ -26,9 +26,7 @@ _log = logging.getLogger(__name__)
 
 FOLDER: Final = "certificates"
 _BY: Final = b"issued by: "
-_BLOCK: Final = re.compile(
-    rb"-----BEGIN ([A-Z ]+)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL
-)
+_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z ]+)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ _BODY_MAX: Final = 1024 * 1024
 _NONCES_MAX: Final = 16
 _NONCE_TRIES: Final = 12
 _SKEW_S: Final = 300.0
+_DIRECTORY_S: Final = 3600.0
 _NEEDED: Final = ("newNonce", "newAccount", "newOrder")
 
 
@@ -74,6 +75,8 @@ class Wire:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._directory: dict[str, Any] | None = None
+        self._directory_until = 0.0
+        self._reading = asyncio.Lock()
         self._nonces: list[str] = []
         self._told_skew = False
 
@@ -86,12 +89,14 @@ class Wire:
             self._session = None
 
     async def directory(self) -> Mapping[str, Any]:
-        if self._directory is None:
-            found = (await self._ask("GET", self.directory_url)).table()
-            if not all(isinstance(found.get(key), str) for key in _NEEDED):
-                raise AcmeError(f"{self.directory_url} is no ACME directory")
-            self._directory = found
-        return self._directory
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if self._directory is None or now >= self._directory_until:
+                found = (await self._ask("GET", self.directory_url)).table()
+                if not all(isinstance(found.get(key), str) for key in _NEEDED):
+                    raise AcmeError(f"{self.directory_url} is no ACME directory")
+                self._directory, self._directory_until = found, now + _DIRECTORY_S
+            return self._directory
 
     async def url(self, key: str) -> str:
         """Of one of the directory's resources."""

@@ -1,7 +1,8 @@
 """The certificates of the gateway: which there are, and that every worker has them.
 
 Owns: their order, who is told of a change, what status and metrics show. Does not own: files
-(control.certificate_files), delivery (control.publisher), handshakes (net.tls).
+(control.certificate_files), getting them (control.acme_certs), delivery (control.publisher),
+handshakes (net.tls).
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.config.model import Config
+from gatewayd.control.acme_settings import acme_settings
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.state import State
 from gatewayd.core.messages import CertificatePair
-from gatewayd.core.model import CertificateSource, FileCertificate
-from gatewayd.core.names import uncovered
+from gatewayd.core.model import AcmeCertificate, FileCertificate, FileSource
+from gatewayd.core.names import covers, uncovered
 
 if TYPE_CHECKING:
+    from gatewayd.control.acme_certs import AcmeCerts
     from gatewayd.control.certificate_files import CertificateFiles, WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Certificates:
         self._publisher = publisher
         self._clock = clock
         self._files: CertificateFiles | None = None
+        self._acme: AcmeCerts | None = None
         self._config: Config | None = None
         self._published: tuple[tuple[CertificatePair, ...], str | None] = ((), None)
         self._warned: set[tuple[str, float, bool]] = set()
@@ -69,21 +73,43 @@ class Certificates:
             from gatewayd.control.certificate_files import CertificateFiles
 
             self._files = CertificateFiles()
-            self._task = asyncio.create_task(self._watch(), name="certificates")
-        if self._files is not None:
-            async with self._changing:
+        async with self._changing:
+            await self._follow_acme()
+            if self._files is not None:
                 await asyncio.to_thread(self._files.follow, sources, self._clock())
-                await self._publish()
+            await self._publish()
+        if self._task is None and config.listen.https:
+            self._task = asyncio.create_task(self._watch(), name="certificates")
 
     async def ensure(self, names: tuple[str, ...]) -> None:
         """Returns when clients that ask for these names get a certificate. CertificateError."""
         config = self._config
         if config is None or not config.listen.https:
             raise CertificateError("This gateway serves no HTTPS: `listen.https` is not configured")
-        if missing := self._missing(names):
+        missing = self._missing(names)
+        if missing:
+            async with self._changing:
+                acme = await self._follow_acme()
+            if acme is None:
+                raise CertificateError(
+                    f"No certificate is for {', '.join(missing)}: add one to the configuration"
+                )
+            await acme.ensure(missing)
+
+    async def renew(self, name: str) -> None:
+        """A new one now. CertificateError."""
+        await self._require_acme().renew(name)
+
+    async def revoke(self, name: str, reason: int) -> bool:
+        """The one of `name` is not served any more; whether another one is. CertificateError."""
+        return await self._require_acme().revoke(name, reason)
+
+    def _require_acme(self) -> AcmeCerts:
+        if self._acme is None:
             raise CertificateError(
-                f"No certificate is for {', '.join(missing)}: add one to the configuration"
+                "This gateway gets no certificates itself: see `certificate` in the file"
             )
+        return self._acme
 
     def pairs(self) -> tuple[CertificatePair, ...]:
         """What is published to workers."""
@@ -98,21 +124,26 @@ class Certificates:
             if good is None:
                 found.append(CertificateStatus((), "", None, watched.files.cert, watched.fault))
                 continue
-            fault = watched.fault or _time_fault(good.not_before, good.not_after, now)
+            fault = watched.fault or time_fault(good.not_before, good.not_after, now)
             names = domains.get((good.chain, good.key), ())
             found.append(
                 CertificateStatus(names, good.issuer, good.not_after, watched.files.cert, fault)
             )
-        return [*found, *self._bare()]
+        own = [] if self._acme is None else list(self._acme.status(now))
+        asked = {name for each in own if each.not_after is None for name in each.domains}
+        return [*found, *own, *self._bare(asked)]
 
     def _missing(self, names: Iterable[str]) -> list[str]:
         return uncovered({name for pair in self.pairs() for name in pair.names}, names)
 
-    def _bare(self) -> Iterator[CertificateStatus]:
+    def _bare(self, asked: Collection[str]) -> Iterator[CertificateStatus]:
         """Of services that plain HTTP is sent away from, those domains that nobody can be sent to:
         a service of the registry outlives the certificate that it was registered with."""
         for service in self._state.services.values():
-            if service.https and (missing := self._missing(service.domains)):
+            if not service.https:
+                continue
+            missing = [name for name in self._missing(service.domains) if not covers(asked, name)]
+            if missing:
                 yield CertificateStatus(
                     tuple(missing), "", None, f"service {service.key}", "no certificate is for it"
                 )
@@ -121,24 +152,56 @@ class Certificates:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._acme is not None:
+            await self._acme.aclose()
+
+    async def _follow_acme(self) -> AcmeCerts | None:
+        """As the file, or a control plane, wants it now."""
+        assert self._config is not None
+        settings = acme_settings(self._config, self._state.acme)
+        if settings is None:
+            return None
+        if self._acme is None:
+            from gatewayd.control.acme_certs import AcmeCerts
+
+            self._acme = AcmeCerts(
+                self._publisher, self._config.state_dir, self._acme_changed, self._clock
+            )
+            await self._acme.renewals.load()
+        await self._acme.follow(settings)
+        return self._acme
+
+    async def _acme_changed(self) -> None:
+        async with self._changing:
+            await self._publish()
 
     # --- what is served
 
-    def _sources(self) -> Iterator[tuple[CertificateSource, tuple[str, ...]]]:
+    def _sources(self) -> Iterator[tuple[FileSource, tuple[str, ...]]]:
         """Each with the domains it is for before others: a service's own before the gateway's."""
         config = self._config
         assert config is not None
         for service in config.services:
             if service.certificate is not None:
                 yield service.certificate, service.domains
-        if config.certificate is not None:
+        if config.certificate is not None and not isinstance(config.certificate, AcmeCertificate):
             yield config.certificate, ()
 
     def _watched(self) -> Iterator[tuple[WatchedFiles, tuple[str, ...]]]:
-        assert self._files is not None
+        if self._files is None:
+            return
         for source, domains in self._sources():
             for watched in self._files.of(source):
                 yield watched, domains
+
+    def _domains(self) -> Iterator[str]:
+        """Names whose clients are to come by HTTPS, but those with a certificate of their own."""
+        for service in self._state.services.values():
+            if service.https and service.certificate is None:
+                yield from service.domains
+        for entrypoint in self._state.all_entrypoints():
+            if entrypoint.https:
+                yield entrypoint.domain
 
     def _compile(self) -> tuple[tuple[CertificatePair, ...], str | None]:
         """One pair for each certificate; a name that several have is the first one's."""
@@ -161,7 +224,8 @@ class Certificates:
             )
             if watched.files.default:
                 default = names[watched.files][0]
-        return tuple(pairs.values()), default
+        own = [] if self._acme is None else self._acme.pairs(owner)
+        return (*pairs.values(), *own), default
 
     async def _publish(self) -> None:
         compiled = self._compile()
@@ -175,20 +239,29 @@ class Certificates:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                async with self._changing:
-                    assert self._files is not None
-                    if await asyncio.to_thread(self._files.look, self._clock()):
-                        await self._publish()
+                await self._look()
                 self._warn()
             except Exception:
                 _log.exception("looking after certificates failed; those there are stay")
+
+    async def _look(self) -> None:
+        async with self._changing:
+            files = self._files
+            if files is not None and await asyncio.to_thread(files.look, self._clock()):
+                await self._publish()
+            acme = await self._follow_acme()
+            covered = {
+                name for w, _ in self._watched() if w.good is not None for name in w.good.names
+            }
+        if acme is not None:  # without the lock: what it changes it publishes
+            await acme.look(self._domains(), covered)
 
     def _warn(self) -> None:
         """Once for each certificate that nobody has renewed in time, and once more at its end."""
         now = self._clock()
         for watched in [] if self._files is None else self._files.all():
             good = watched.good
-            if good is None or not (fault := _time_fault(good.not_before, good.not_after, now)):
+            if good is None or not (fault := time_fault(good.not_before, good.not_after, now)):
                 continue
             key = (watched.files.cert, good.not_after, now >= good.not_after)
             if key not in self._warned:
@@ -201,7 +274,7 @@ class Certificates:
                     _log.warning("%s: no certificate is for %s", bare.source, domain)
 
 
-def _time_fault(not_before: float, not_after: float, now: float) -> str | None:
+def time_fault(not_before: float, not_after: float, now: float) -> str | None:
     if now >= not_after:
         return "has expired"
     if now < not_before:

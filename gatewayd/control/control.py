@@ -269,6 +269,7 @@ class Control:
     async def _serve_admin(self) -> None:
         # Imported now: what takes half a second to import must not delay the workers' start.
         from gatewayd.control.api.auth_calls import AuthCalls
+        from gatewayd.control.api.certificate_calls import CERTIFICATE_BODIES, CertificateCalls
         from gatewayd.control.api.describe import Describe
         from gatewayd.control.api.ops_calls import OpsCalls
         from gatewayd.control.api.registry_calls import BODIES, RegistryCalls
@@ -282,8 +283,10 @@ class Control:
         stats = StatsCalls(self.demands, self.state, self.reloader)
         self.admin = AdminServer()
         self._closers.push_async_callback(self.admin.aclose)
+        certs = CertificateCalls(self.certificates)
         auth = AuthCalls(self.state)
-        await self.admin.serve(self.sockets.admin, ops, calls, stats, auth, Describe(BODIES))
+        describe = Describe({**BODIES, **CERTIFICATE_BODIES})
+        await self.admin.serve(self.sockets.admin, ops, calls, stats, certs, auth, describe)
         if self.sockets.metrics is not None:
             await self.admin.serve_metrics(self.sockets.metrics, ops)
 

@@ -131,7 +131,7 @@ class Status:
                 self._service(service, totals.get(service.key))
                 for service in self._state.services.values()
             ],
-            "certificates": [_certificate(each) for each in self._certificates.status()],
+            "certificates": [describe_certificate(each) for each in self._certificates.status()],
             "cloud": dict(config.cloud),
         }
 
@@ -232,7 +232,7 @@ class Status:
         return service.name if own else service.key
 
 
-def _certificate(certificate: CertificateStatus) -> dict[str, Any]:
+def describe_certificate(certificate: CertificateStatus) -> dict[str, Any]:
     end = certificate.not_after
     return {
         "domains": list(certificate.domains),

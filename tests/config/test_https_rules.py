@@ -6,7 +6,15 @@ import pytest
 from gateway_text import Load, Problems
 
 from gatewayd.config.rules import CertificateFacts
-from gatewayd.core.model import CertificateSource, FileCertificate, Hsts, LiveFolder
+from gatewayd.core.acme import LETS_ENCRYPT
+from gatewayd.core.model import (
+    AcmeCertificate,
+    CertificateSource,
+    FileCertificate,
+    Hsts,
+    LiveFolder,
+    Secret,
+)
 
 GATEWAY = "domain: example.com\ncertificate: {type: file, cert: /c, key: /k}\n"
 WILD = CertificateFacts(frozenset({"*.example.com"}))
@@ -116,3 +124,43 @@ def test_what_is_wrong_with_a_certificate_is_told_where_it_stands(problems: Prob
     assert problems(text, check_certificate=lambda source: facts) == [
         "2: certificate.key: /k is another's"
     ]
+
+
+def test_an_authority_covers_every_service(load: Load) -> None:
+    config = load(
+        "domain: example.com\ncertificate: lets-encrypt\n"
+        "services: [{name: a}, {name: b, https: false}]\n"
+    )
+    assert config.certificate == AcmeCertificate((LETS_ENCRYPT,))
+    assert [service.https for service in config.services] == [True, False]
+    assert config.listen.https
+
+
+def test_all_keys_of_an_authority(load: Load) -> None:
+    config = load(
+        "certificate: {type: acme, server: [https://a, https://b], ca_file: /c, email: a@b, "
+        "eab_kid: k, eab_hmac_key: secret, challenges: http-01, dns_hook: /h, "
+        'names: ["*.Example.com", a.b]}\n'
+    )
+    assert config.certificate == AcmeCertificate(
+        *(("https://a", "https://b"), "/c", "a@b", "k", Secret("secret"), ("http-01",), "/h"),
+        ("*.example.com", "a.b"),
+    )
+    assert "secret" not in repr(config.certificate)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            '{type: lets-encrypt, names: "*.a.b"}',
+            "1: certificate.names: a wildcard is proven by dns-01: set `dns_hook`",
+        ),
+        (
+            "{type: lets-encrypt, challenges: [dns-01]}",
+            "1: certificate: dns-01 needs a `dns_hook`",
+        ),
+    ],
+)
+def test_what_an_authority_needs(problems: Problems, text: str, line: str) -> None:
+    assert problems(f"certificate: {text}\n") == [line]

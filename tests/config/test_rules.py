@@ -98,13 +98,6 @@ def test_rules_between_services(problems: Problems, text: str, lines: list[str])
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("certificate: lets-encrypt", "certificate: not available yet"),
-        ("certificate: {type: lets-encrypt}", "certificate: not available yet"),
-        (
-            "certificate: {type: acme, server: [https://a, https://b], ca_file: /c, email: a@b, "
-            "eab_kid: k, eab_hmac_key: s, challenges: [http-01], dns_hook: /h, names: [a.b]}",
-            "certificate: not available yet",
-        ),
         (
             "services: [{name: a, domain: a.b, replicas: [unix:/a, {id: d, ssh: {host: u@h, "
             "port: 2222, app_port: 80, identity: /k}}]}]",
