@@ -74,6 +74,10 @@ class AcmeCerts:
                 read.names, read.issuer, read.not_after, issued.server, fault_now
             )
 
+    def asked(self) -> set[str]:
+        """Names that there is nothing to serve for yet."""
+        return {managed.name for managed in self.renewals.all() if managed.read is None}
+
     async def look(self, domains: Iterable[str], covered: Collection[str]) -> None:
         """`covered` are the names of other certificates."""
         assert self._settings is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -130,15 +130,16 @@ class Certificates:
                 CertificateStatus(names, good.issuer, good.not_after, watched.files.cert, fault)
             )
         own = [] if self._acme is None else list(self._acme.status(now))
-        asked = {name for each in own if each.not_after is None for name in each.domains}
-        return [*found, *own, *self._bare(asked)]
+        return [*found, *own, *self._bare()]
 
     def _missing(self, names: Iterable[str]) -> list[str]:
         return uncovered({name for pair in self.pairs() for name in pair.names}, names)
 
-    def _bare(self, asked: Collection[str]) -> Iterator[CertificateStatus]:
+    def _bare(self) -> Iterator[CertificateStatus]:
         """Of services that plain HTTP is sent away from, those domains that nobody can be sent to:
-        a service of the registry outlives the certificate that it was registered with."""
+        a service of the registry outlives the certificate that it was registered with. What an
+        authority is asked for is told with its trouble there."""
+        asked = () if self._acme is None else self._acme.asked()
         for service in self._state.services.values():
             if not service.https:
                 continue

@@ -154,7 +154,7 @@ def test_all_keys_of_an_authority(load: Load) -> None:
     [
         (
             '{type: lets-encrypt, names: "*.a.b"}',
-            "1: certificate.names: a wildcard is proven by dns-01: set `dns_hook`",
+            "1: certificate: a wildcard is proven by dns-01: set `dns_hook`",
         ),
         (
             "{type: lets-encrypt, challenges: [dns-01]}",

@@ -174,14 +174,14 @@ async def test_the_registry_takes_https_for_what_is_covered(
 
 
 def test_what_nobody_renewed_is_told(authority: Authority, tmp_path: Path) -> None:
-    from gatewayd.control.certs import _time_fault
+    from gatewayd.control.certs import time_fault
 
     day = 86400.0
-    assert _time_fault(0, 100 * day, 50 * day) is None
-    assert _time_fault(0, 100 * day, 80 * day) == "expires in 20.0 days and was not renewed"
-    assert _time_fault(0, 6 * day, 5 * day) == "expires in 1.0 days and was not renewed"
-    assert _time_fault(0, day, day) == "has expired"
-    assert "clock" in (_time_fault(day, 2 * day, 0) or "")
+    assert time_fault(0, 100 * day, 50 * day) is None
+    assert time_fault(0, 100 * day, 80 * day) == "expires in 20.0 days and was not renewed"
+    assert time_fault(0, 6 * day, 5 * day) == "expires in 1.0 days and was not renewed"
+    assert time_fault(0, day, day) == "has expired"
+    assert "clock" in (time_fault(day, 2 * day, 0) or "")
 
 
 # --- reading
