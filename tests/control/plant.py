@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -184,3 +185,16 @@ class Plant:
 
     def _published(self) -> None:
         self.published += 1
+
+
+class Running:
+    """Requests in flight on a replica, as a worker would count them."""
+
+    def __init__(self, plant: Plant, service_key: str, replica_id: str, requests: int = 1) -> None:
+        self.table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
+        self.index = plant.indexes.lease((service_key, replica_id))
+        for _ in range(requests):
+            self.table.add(self.index)
+
+    def end_one(self) -> None:
+        self.table.done(self.index)

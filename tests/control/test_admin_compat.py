@@ -276,14 +276,19 @@ async def test_pages_of_this_machine_may_read(gateway: Gateway) -> None:
             assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_many_clients_change_everything_at_once(gateway: Gateway) -> None:
+@pytest.mark.parametrize(
+    ("clients", "changes"), [(25, 40), pytest.param(50, 200, marks=pytest.mark.slow)]
+)
+async def test_many_clients_change_everything_at_once(
+    gateway: Gateway, clients: int, changes: int
+) -> None:
     """Some serial order explains what is left: of each name, one registration more or as many as
     unregistrations, and everybody has the same."""
     balance: dict[tuple[str, ...], int] = {}
 
     async def client(seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311
-        for _ in range(40):
+        for _ in range(changes):
             run, job = f"r{chance.randrange(4)}", f"j{chance.randrange(4)}"
             # Two runs want each domain.
             domain = f"d{int(run[1:]) // 2}.example.com"
@@ -307,7 +312,7 @@ async def test_many_clients_change_everything_at_once(gateway: Gateway) -> None:
             if status == 200:
                 balance[name] = balance.get(name, 0) + step
 
-    await asyncio.gather(*(client(seed) for seed in range(25)))
+    await asyncio.gather(*(client(seed) for seed in range(clients)))
     _, listed = await gateway.get("/api/services/list")
     left = {entry["run_name"]: entry for entry in listed["services"]}
     for name, count in balance.items():

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from plant import Plant, replica, service, until
+from plant import Plant, Running, replica, service, until
 
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.registry import Drained
 from gatewayd.core.model import RouterSpec, Service
-from gatewayd.net.loads import LoadTable
 
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"
@@ -113,23 +111,10 @@ async def test_a_replica_leaves_the_router_before_the_workers(make_plant: MakePl
         assert endpoints(plant) == []
 
 
-class Running:
-    """Requests in flight on a replica, as a worker would count them."""
-
-    def __init__(self, plant: Plant, replica_id: str, requests: int) -> None:
-        self.table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
-        self.index = plant.indexes.lease((KEY, replica_id))
-        for _ in range(requests):
-            self.table.add(self.index)
-
-    def end_one(self) -> None:
-        self.table.done(self.index)
-
-
 async def test_draining_waits_for_what_runs(make_plant: MakePlant) -> None:
     async with make_plant(workers=1) as plant:
         await serving(plant, "a", "b")
-        running = Running(plant, "a", 2)
+        running = Running(plant, KEY, "a", 2)
         drain = asyncio.create_task(plant.registry.drain_replica(KEY, "a", 10.0))
         await until(lambda: endpoints(plant) == ["b"])
         assert plant.state.replica(KEY, "a") == replace(replica("a"), draining=True)
@@ -145,7 +130,7 @@ async def test_draining_waits_for_what_runs(make_plant: MakePlant) -> None:
 async def test_draining_ends_at_the_deadline_and_says_how_many_run(make_plant: MakePlant) -> None:
     async with make_plant(workers=1) as plant:
         await serving(plant, "a")
-        running = Running(plant, "a", 3)
+        running = Running(plant, KEY, "a", 3)
         assert await plant.registry.drain_replica(KEY, "a", 0.1) == Drained(running=3)
         assert plant.state.replica(KEY, "a") is None
         assert plant.loads.load(running.index) == 3  # nobody was cut
@@ -157,7 +142,7 @@ async def test_draining_ends_at_the_deadline_and_says_how_many_run(make_plant: M
 async def test_a_service_may_go_while_its_replica_drains(make_plant: MakePlant) -> None:
     async with make_plant(workers=1) as plant:
         await serving(plant, "a")
-        running = Running(plant, "a", 1)
+        running = Running(plant, KEY, "a", 1)
         drain = asyncio.create_task(plant.registry.drain_replica(KEY, "a", 10.0))
         await until(lambda: endpoints(plant) == [])
         await plant.registry.remove_service(KEY)
@@ -204,7 +189,7 @@ async def test_a_replica_registered_anew_is_not_removed_by_an_older_call(
 ) -> None:
     async with make_plant(workers=1) as plant:
         await serving(plant, "a", "b")
-        running = Running(plant, "a", 1)
+        running = Running(plant, KEY, "a", 1)
         drain = asyncio.create_task(plant.registry.drain_replica(KEY, "a", 10.0))
         await until(lambda: endpoints(plant) == ["b"])
         await plant.registry.remove_replica(KEY, "a")

@@ -4,13 +4,12 @@ leaves nothing behind."""
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from plant import Plant, service, until
+from plant import Plant, Running, service, until
 
 from gatewayd.control.certs import CertificateError
 from gatewayd.control.conflicts import RefusedError
@@ -18,7 +17,6 @@ from gatewayd.control.keeper import NotSavedError
 from gatewayd.control.outside import TunnelError
 from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import Replica, Secret, SshHop, SshTunnel, UnixAddress
-from gatewayd.net.loads import LoadTable
 
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"
@@ -149,17 +147,15 @@ async def test_a_tunnel_closes_when_its_last_request_has_ended(make_plant: MakeP
     async with make_plant(workers=1, tunnels=tunnels) as plant:
         await ready(plant)
         await plant.registry.add_replica(KEY, tunneled("a"))
-        table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
-        column = plant.indexes.lease((KEY, "a"))
-        table.add(column)
+        running = Running(plant, KEY, "a")
         async with asyncio.timeout(5):  # the call waits for no request
             await plant.registry.remove_replica(KEY, "a")
         assert endpoints(plant) == []
         await asyncio.sleep(0.15)
         assert "close a" not in tunnels.calls
-        table.done(column)
+        running.end_one()
         await until(lambda: tunnels.calls[-1] == "close a")
-        table.close()
+        running.table.close()
 
 
 async def test_a_tunnel_closes_at_the_drain_deadline(make_plant: MakePlant) -> None:
@@ -168,11 +164,10 @@ async def test_a_tunnel_closes_at_the_drain_deadline(make_plant: MakePlant) -> N
     async with make_plant(workers=1, tunnels=tunnels, drain_timeout=0.2) as plant:
         await ready(plant)
         await plant.registry.add_replica(KEY, tunneled("a"))
-        table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
-        table.add(plant.indexes.lease((KEY, "a")))
+        running = Running(plant, KEY, "a")
         await plant.registry.remove_service(KEY)
         await until(lambda: tunnels.calls[-1] == "close a")
-        table.close()
+        running.table.close()
 
 
 async def test_registered_again_at_once_it_keeps_its_tunnel(make_plant: MakePlant) -> None:
@@ -182,14 +177,13 @@ async def test_registered_again_at_once_it_keeps_its_tunnel(make_plant: MakePlan
     async with make_plant(workers=1, tunnels=tunnels) as plant:
         await ready(plant)
         await plant.registry.add_replica(KEY, tunneled("a"))
-        table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
-        table.add(plant.indexes.lease((KEY, "a")))  # a stream that runs through it
+        running = Running(plant, KEY, "a")  # a stream that goes through it
         await plant.registry.remove_service(KEY)
         await plant.registry.add_service(service("llama", origin="api"))
         await plant.registry.add_replica(KEY, tunneled("a"))
         assert tunnels.calls == ["open a unix:/run/tunnels/a.sock"]
         assert endpoints(plant) == ["a"]
-        table.close()
+        running.table.close()
 
 
 async def test_a_tunnel_that_is_down_is_out_of_rotation(make_plant: MakePlant) -> None:
