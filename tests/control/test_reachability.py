@@ -99,3 +99,23 @@ async def test_probing(home: Path) -> None:
         assert await probe(TcpAddress("127.0.0.1", port)) is None
     assert "does not accept" in str(await probe(TcpAddress("127.0.0.1", port)))
     await asyncio.sleep(0)
+
+
+async def test_many_new_replicas_are_looked_at_a_few_at_a_time(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most, asked = 0, 0, 0
+
+    async def count(_: object) -> None:
+        nonlocal running, most, asked
+        running, asked = running + 1, asked + 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    monkeypatch.setattr(module, "probe", count)
+    watched.put(*(Replica(str(i), UnixAddress(f"/run/{i}.sock")) for i in range(500)))
+    watched.reachability.look_at_new()
+    await until(lambda: asked == 500 and running == 0)
+    assert most == module.PROBES_AT_A_TIME
+    await watched.reachability.aclose()
