@@ -1,4 +1,4 @@
-"""What the registry needs of the world outside, and which takes its time: tunnels, certificates.
+"""What the registry needs of others, and which takes its time: tunnels, certificates, routers.
 
 Owns: what is asked of them, and how they fail. Does not own: doing it.
 
@@ -41,6 +41,18 @@ class Tunnels(Protocol):
 class Certificates(Protocol):
     async def ensure(self, names: tuple[str, ...]) -> None:
         """Find or get certificates for all of them. Raises CertificateError."""
+        ...
+
+
+class RouterSets(Protocol):
+    """The routers' side of a change."""
+
+    def follow(self) -> None:
+        """Start and retire routers, and aim each at its service's replicas, as the state says."""
+        ...
+
+    async def drop(self, service_key: str, replica_ids: list[str]) -> None:
+        """Returns when the service's router sends no new request there; bounded."""
         ...
 
 

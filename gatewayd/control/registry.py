@@ -11,12 +11,12 @@ certificate, a tunnel) is waited for with its names reserved. Requests that run 
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from gatewayd.control.certs import CertificateError
 from gatewayd.control.conflicts import (
@@ -25,10 +25,12 @@ from gatewayd.control.conflicts import (
     check_entrypoints,
     check_peers,
 )
+from gatewayd.control.draining import until_idle
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.outside import (
     Certificates,
     NoTunnels,
+    RouterSets,
     TunnelError,
     Tunnels,
 )
@@ -42,26 +44,11 @@ from gatewayd.core.model import Auth, Replica, Secret, Service
 _log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S: Final = 30.0
-_POLL_S: Final = 0.025
-# A request may be between two tables: taken from the router, not yet counted in the bridge.
-_QUIET_POLLS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
     running: int  # requests that had not ended at the deadline; they go on
-
-
-class RouterSets(Protocol):
-    """The routers' side of a change."""
-
-    def follow(self) -> None:
-        """Start and retire routers, and aim each at its service's replicas, as the state says."""
-        ...
-
-    async def drop(self, service_key: str, replica_ids: list[str]) -> None:
-        """Returns when the service's router sends no new request there; bounded."""
-        ...
 
 
 Keep = Callable[[], Awaitable[None]]
@@ -90,6 +77,7 @@ class Registry:
         self._routers = routers
         self._indexes = indexes
         self._keep = keep
+        self._idle = functools.partial(until_idle, indexes.load)
         self._tunnels = Tunneled(state, tunnels or NoTunnels(), self._idle, drain_timeout)
         self._certificates = certificates
         self._reserved = Reservations()
@@ -268,19 +256,6 @@ class Registry:
         kept = tuple(r for r in service.replicas if r.id != replica_id or not r.draining)
         self._put(replace(service, replicas=kept))
         return len(kept) < len(service.replicas)
-
-    async def _idle(self, key: tuple[str, str], timeout: float) -> int:
-        """Requests that still run after at most `timeout` seconds."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        quiet = 0
-        while True:
-            running = self._indexes.load(key)
-            quiet = 0 if running else quiet + 1
-            if quiet >= _QUIET_POLLS:
-                return 0
-            if asyncio.get_running_loop().time() >= deadline:
-                return running
-            await asyncio.sleep(_POLL_S)
 
     # --- the file ------------------------------------------------------------------------------
 
