@@ -112,8 +112,11 @@ class Pebble:
 
     async def root(self) -> ssl.SSLContext:
         """Trusts what it issues. Of each start another root."""
-        pem = await self._management(self.admin_port, "GET", "roots/0", https=True)
+        pem = await self.management("GET", "roots/0")
         return ssl.create_default_context(cadata=pem)
+
+    async def management(self, method: str, path: str) -> str:
+        return await self._management(self.admin_port, method, path, https=True)
 
     async def resolve(self, host: str, address: str) -> None:
         body = {"host": f"{host}.", "addresses": [address]}

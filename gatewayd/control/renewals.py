@@ -143,9 +143,10 @@ class Renewals:
         now, clock = self._monotonic(), self._clock()
         for name in wanted:
             managed = self._managed.setdefault(name, Managed(name))
-            if self._idle(managed) and now >= managed.again_at:
+            if self._idle(managed):
                 if managed.read is None or clock >= managed.due:
-                    self._begin(managed)
+                    if now >= managed.again_at:
+                        self._begin(managed)
                 elif now >= managed.advice_at:
                     managed.asking = asyncio.create_task(
                         self._ask_when(managed), name=f"when to renew {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from free_ports import free_range
 from pebble import Pebble
-from whole_gateway import Gateway, eventually
+from whole_gateway import Gateway, eventually, gatewayd
 from whole_replicas import Replica
 
 
@@ -105,3 +106,120 @@ async def test_services_of_the_file_get_certificates(tmp_path: Path, challenge: 
         for path in (*folder.glob("*.pem"), *folder.glob("accounts/*")):
             assert path.stat().st_mode & 0o777 == 0o600, path
         assert "PRIVATE KEY" not in gateway.read_log()
+
+
+async def test_a_registration_waits_for_its_certificate_or_leaves_nothing(tmp_path: Path) -> None:
+    keys = {"kid-1": "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"}
+    options = {"externalAccountBindingRequired": True, "externalAccountMACKeys": keys}
+    async with secured(tmp_path, [], pebble_options=options) as (gateway, pebble, replica):
+        trust = await pebble.root()
+        body = {"run_name": "late", "domain": "late.gw.test", "https": True, "auth": False}
+        # Without a binding the authority makes no account.
+        status, answer = await register(gateway, body)
+        assert status == 400
+        assert answer["detail"].startswith("Could not obtain late.gw.test TLS certificate in ")
+        assert "Make sure DNS records are configured for this gateway." in answer["detail"]
+        assert "set `eab_kid` and `eab_hmac_key`" in answer["detail"]
+
+        config = {
+            "acme_server": pebble.directory,
+            "acme_eab_kid": "kid-1",
+            "acme_eab_hmac_key": keys["kid-1"],
+        }
+        assert (await gateway.call("POST", "/api/config", config))[0] == 200
+        status, answer = await register(gateway, body)
+        assert (status, answer) == (200, {"status": "ok"})
+        await gateway.add("late", "a", replica.path)
+        # Answered: so it is served, and plain HTTP leads there.
+        assert names(await shown(gateway, "late.gw.test", trust)) == ["late.gw.test"]
+
+        await pebble.resolve("lost.gw.test", "127.0.0.77")
+        body |= {"run_name": "lost", "domain": "lost.gw.test"}
+        status, answer = await register(gateway, body)
+        assert status == 400
+        assert "Could not obtain lost.gw.test TLS certificate in " in answer["detail"]
+        assert "is port 80 (http-01) or 443 (tls-alpn-01) open" in answer["detail"]
+        found = await gateway.status()
+        assert [s["name"] for s in found["services"]] == ["late"]
+        gateway.allow("no certificate for (late|lost).gw.test")
+        assert not list((tmp_path / "state/certificates").glob("lost*"))
+        assert keys["kid-1"] not in gateway.read_log()
+
+        body = {"domain": "gateway.gw.test", "https": True}
+        status, answer = await gateway.call("POST", "/api/registry/main/entrypoints/register", body)
+        assert status == 200, answer
+        assert len((await gateway.status())["certificates"]) == 2
+
+        # What is on disk serves a next life, with no authority at all.
+        await pebble.stop()
+        await gateway.stop()
+        await gateway.start()
+        assert names(await shown(gateway, "late.gw.test", trust)) == ["late.gw.test"]
+
+
+async def register(gateway: Gateway, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    body = {"client_max_body_size": 1024, "options": {}, "ssh_private_key": "", **body}
+    return await gateway.call("POST", "/api/registry/main/services/register", body)
+
+
+async def test_one_wildcard_for_all_and_what_operators_ask(tmp_path: Path) -> None:
+    async with secured(tmp_path, ["chat", "code"], hook=True, names="*.gw.test") as (
+        gateway,
+        pebble,
+        _,
+    ):
+        trust = await pebble.root()
+        first = await served(gateway, "chat.gw.test", trust)
+        assert names(first) == ["*.gw.test"]
+        assert (await shown(gateway, "code.gw.test", trust)) == first
+        admin = ("--admin", f"unix:{gateway.admin_path}")
+
+        code, out, _ = await gatewayd("certs", "list", *admin)
+        assert code == 0
+        assert out.splitlines()[1].split()[:2] == ["*.gw.test", "Pebble"]
+
+        code, out, err = await gatewayd("certs", "renew", "code.gw.test", *admin)
+        assert code == 0, err
+        second = await shown(gateway, "chat.gw.test", trust)
+        assert second["serialNumber"] != first["serialNumber"]
+
+        code, out, err = await gatewayd(
+            *("certs", "revoke", "*.gw.test", "--reason", "key-compromise", *admin)
+        )
+        assert (code, out) == (
+            *(0, "the certificate of *.gw.test is revoked; another one is served\n"),
+        ), err
+        third = await shown(gateway, "chat.gw.test", trust)
+        assert third["serialNumber"] not in (first["serialNumber"], second["serialNumber"])
+        assert await revoked(pebble, second["serialNumber"])
+        assert not await revoked(pebble, third["serialNumber"])
+
+        code, _, err = await gatewayd("certs", "renew", "else.test", *admin)
+        assert (code, err) == (
+            *(1, "gatewayd: There is no certificate of an authority for else.test\n"),
+        )
+
+
+async def revoked(pebble: Pebble, serial: str) -> bool:
+    answer = await pebble.management("GET", f"cert-status-by-serial/{serial.lower()}")
+    return bool(json.loads(answer)["Status"] == "Revoked")
+
+
+async def test_renewed_again_and_again_while_traffic_runs(tmp_path: Path) -> None:
+    """Certificates of 6 seconds: each is renewed after 4."""
+    async with secured(tmp_path, ["chat"], pebble_options={"valid_s": 6}) as (gateway, pebble, _):
+        trust = await pebble.root()
+        await served(gateway, "chat.gw.test", trust)
+        seen: dict[str, int] = {}
+
+        async def client() -> None:
+            while len(seen) < 3:
+                certificate = await shown(gateway, "chat.gw.test", trust)
+                serial = str(certificate["serialNumber"])
+                seen[serial] = seen.get(serial, 0) + 1
+                await asyncio.sleep(0.02)
+
+        async with asyncio.timeout(40):
+            await asyncio.gather(*(client() for _ in range(4)))
+        assert sum(seen.values()) > 50
+        gateway.allow("expires in 0.0 days and was not renewed")
