@@ -84,7 +84,10 @@ def _add_replica(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="register a replica")
     add.set_defaults(run=remote.replica_add)
     add.add_argument("service")
-    add.add_argument("address", help="unix:/path or http://host:port")
+    add.add_argument(
+        "address",
+        help="unix:/path, http://host:port or ssh://user@host:port?app_port=8000",
+    )
     add.add_argument("--id", help="default: a short stable hash of the address")
     drain = actions.add_parser(
         "drain", help="no new requests; wait for those that run, then remove the replica"

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 from gatewayd.cli import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, complain
 
@@ -63,8 +63,11 @@ def service_remove(options: argparse.Namespace) -> int:
 
 
 def replica_add(options: argparse.Namespace) -> int:
-    address = options.address
-    body = {"url": address} if "://" in address else {"socket": address.removeprefix("unix:")}
+    try:
+        body = _replica_body(options.address)
+    except ValueError as error:
+        complain(f"{options.address}: {error}")
+        return EXIT_USAGE
     if options.id is not None:
         body["id"] = options.id
     path = f"services/{_part(options.service)}/replicas/register"
@@ -74,6 +77,24 @@ def replica_add(options: argparse.Namespace) -> int:
         print(f"replica {answer['id']} added to {options.service}")
 
     return with_admin(options, ask)
+
+
+def _replica_body(address: str) -> dict[str, Any]:
+    """ValueError for an ssh address that is none; the rest is the gateway's to judge."""
+    if not address.startswith("ssh://"):
+        return {"url": address} if "://" in address else {"socket": address.removeprefix("unix:")}
+    from gatewayd.config.values import replica_id
+
+    parts = urlsplit(address)
+    query = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    if parts.username is None or parts.hostname is None or query.keys() != {"app_port"}:
+        raise ValueError("expected ssh://user@host:port?app_port=8000")
+    return {
+        "id": replica_id(address),
+        "ssh_host": f"{parts.username}@{parts.hostname}",
+        "ssh_port": parts.port or 22,
+        "app_port": int(query["app_port"][0]),
+    }
 
 
 def replica_drain(options: argparse.Namespace) -> int:

@@ -93,7 +93,9 @@ def _replicas(status: dict[str, Any]) -> Iterator[Row]:
         for replica in service["replicas"]:
             in_flight = str(replica["in_flight"])
             state = ", ".join(filter(None, (replica["state"], replica["role"])))
-            yield name, replica["id"], state, in_flight, replica["address"]
+            if replica["tunnel_fault"]:
+                state = f"{state}: {replica['tunnel_fault']}"
+            yield name, replica["id"], state, in_flight, replica["tunnel"] or replica["address"]
         if not service["replicas"]:
             yield name, "-", "no replica", "-", "-"
 

@@ -7,11 +7,17 @@ Does not own: the rest of the file (config.convert).
 from __future__ import annotations
 
 from gatewayd.config.convert_certificate import Https, convert_hsts
-from gatewayd.config.rules import NOT_YET, CheckRouter, Loc, Rules
+from gatewayd.config.rules import CheckRouter, Loc, Rules
 from gatewayd.config.schema import GatewayFile
 from gatewayd.config.schema_auth import NoAuthTable
 from gatewayd.config.schema_models import named_model
-from gatewayd.config.schema_service import CorsTable, ReplicaTable, RouterTable, ServiceTable
+from gatewayd.config.schema_service import (
+    CorsTable,
+    ReplicaTable,
+    RouterTable,
+    ServiceTable,
+    SshTable,
+)
 from gatewayd.config.values import replica_id
 from gatewayd.core.model import (
     Address,
@@ -20,8 +26,12 @@ from gatewayd.core.model import (
     Replica,
     RouterSpec,
     Service,
+    SshHop,
+    SshTunnel,
     Timeouts,
+    UnixAddress,
 )
+from gatewayd.core.ssh import describe
 
 
 def convert_services(
@@ -217,23 +227,30 @@ def _router(
 def _replicas(table: ServiceTable, loc: Loc, rules: Rules) -> tuple[Replica, ...]:
     replicas: list[Replica] = []
     ids: dict[str, Loc] = {}
-    addresses: dict[Address, Loc] = {}
+    addresses: dict[Address | str, Loc] = {}
     for i, raw in enumerate(table.replicas):
         at: Loc = (*loc, "replicas", i)
+        tunnel = _tunnel(raw.ssh) if isinstance(raw, ReplicaTable) and raw.ssh else None
         if isinstance(raw, ReplicaTable):
-            if raw.ssh is not None:
-                rules.broken((*at, "ssh"), NOT_YET)
             address, given = raw.socket or raw.url, raw.id
         else:
             address, given = raw, None
-        if address is None:
+        shown = describe(tunnel) if tunnel is not None else address
+        if shown is None:
             continue
-        name = given or replica_id(address)
-        if address in addresses:
-            rules.broken(at, f"{address} is also {rules.path(*addresses[address])}")
+        name = given or replica_id(shown)
+        if shown in addresses:
+            rules.broken(at, f"{shown} is also {rules.path(*addresses[shown])}")
         elif name in ids:
             rules.broken(at, f"the id `{name}` is also that of {rules.path(*ids[name])}")
         ids.setdefault(name, at)
-        addresses.setdefault(address, at)
-        replicas.append(Replica(name, address))
+        addresses.setdefault(shown, at)
+        # Where a tunnel's socket is, only whoever opens it knows.
+        replicas.append(Replica(name, address or UnixAddress(""), tunnel=tunnel))
     return tuple(replicas)
+
+
+def _tunnel(table: SshTable) -> SshTunnel:
+    jumps = (SshHop(each.host, each.port, identity=each.identity) for each in table.proxy)
+    last = SshHop(table.host, table.port, identity=table.identity)
+    return SshTunnel((*jumps, last), table.app_port)

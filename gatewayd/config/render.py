@@ -30,6 +30,7 @@ from gatewayd.core.model import (
     RouterSpec,
     Secret,
     Service,
+    SshTunnel,
     Timeouts,
     TokensAuth,
     UnixAddress,
@@ -270,6 +271,15 @@ def _cors(cors: Cors | None) -> Tables | None:
 
 
 def _replica(replica: Replica) -> Tables:
+    if replica.tunnel is not None:
+        return {"id": replica.id, "ssh": _ssh(replica.tunnel)}
     if isinstance(replica.address, UnixAddress):
         return {"id": replica.id, "socket": replica.address.path}
     return {"id": replica.id, "url": f"http://{replica.address}"}
+
+
+def _ssh(tunnel: SshTunnel) -> Tables:
+    *jumps, last = (
+        {"host": hop.destination, "port": hop.port, "identity": hop.identity} for hop in tunnel.hops
+    )
+    return {**last, "app_port": tunnel.app_port, "proxy": jumps}

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from gatewayd.config.source import Node, Place
 from gatewayd.core.model import FileSource, RouterSpec
 
-NOT_YET = "not available yet"
-
 Loc = tuple[str | int, ...]
 
 

@@ -18,7 +18,6 @@ from gatewayd.config.leaf import (
     one_of,
     or_null,
     string,
-    text_leaf,
 )
 from gatewayd.config.numbers import (
     Bool,
@@ -50,6 +49,7 @@ from gatewayd.config.words import (
     ReplicaUrl,
     ServiceName,
     SocketPath,
+    SshHost,
     router_or_null,
 )
 from gatewayd.core.model import Balance, Cors, RouterMode, RouterSpec, Service, Timeouts
@@ -129,11 +129,15 @@ RouterEntry = Annotated[
 # --- replicas ----------------------------------------------------------------------------------
 
 
-def _ssh_host(text: str) -> str:
-    user, _, host = text.rpartition("@")
-    if not user or not host or text.startswith("-") or " " in text:
-        raise BadValueError("expected user@host")
-    return text
+class SshProxyTable(Table):
+    """An ssh server on the way to a replica's."""
+
+    place: ClassVar[str] = "services[].replicas[].ssh.proxy[]"
+
+    host: SshHost
+    port: Port = 22
+    identity: OptionalPath = None
+    """The private key's file; default: the keys of the user that gatewayd runs as."""
 
 
 class SshTable(Table):
@@ -141,12 +145,14 @@ class SshTable(Table):
 
     place: ClassVar[str] = "services[].replicas[].ssh"
 
-    host: Annotated[str, text_leaf(_ssh_host, "expected user@host")]
+    host: SshHost
     port: Port = 22
     app_port: Port
     """The port the replica listens on over there."""
     identity: OptionalPath = None
-    """The private key's file."""
+    """The private key's file; default: the keys of the user that gatewayd runs as."""
+    proxy: Annotated[list[SshProxyTable], LIST] = Field(default_factory=list)
+    """Jump hosts, the one that is connected to first."""
 
 
 class ReplicaTable(Table):

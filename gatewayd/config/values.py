@@ -213,8 +213,9 @@ def parse_replica(text: str) -> Address:
     raise BadValueError(REPLICA)
 
 
-def replica_id(address: Address) -> str:
-    """The id of a replica that was not given one: the same for as long as its address is."""
+def replica_id(address: Address | str) -> str:
+    """The id of a replica that was not given one: the same for as long as its address is, or the
+    description of its tunnel."""
     return hashlib.sha256(str(address).encode()).hexdigest()[:8]
 
 

@@ -15,6 +15,7 @@ from gatewayd.config.leaf import Leaf, string, text_leaf
 from gatewayd.config.model import ListenAddress, PortRange
 from gatewayd.config.values import did_you_mean
 from gatewayd.core.model import Address, Secret, TcpAddress, UnixAddress
+from gatewayd.core.ssh import HOST, USER
 
 _PREFIX = re.compile(r"/[^\s\\{}?#]*")  # what nginx takes for a location, without its quoting
 
@@ -134,6 +135,7 @@ AdminAddress = Annotated[Address, _ADDRESS]
 OptionalAddress = AdminAddress | None
 SocketPath = Annotated[UnixAddress, text_leaf(values.parse_socket_path, values.SOCKET)]
 ReplicaUrl = Annotated[TcpAddress, text_leaf(values.parse_replica_url, values.REPLICA_URL)]
+SshHost = Annotated[str, _matching(f"{USER}@{HOST}", "expected user@host")]
 ReplicaText = Annotated[Address, text_leaf(values.parse_replica, f"{values.REPLICA} or a table")]
 AuthorityUrl = Annotated[
     tuple[Address, str], text_leaf(values.parse_authority_url, values.AUTHORITY)

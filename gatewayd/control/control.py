@@ -44,6 +44,7 @@ from gatewayd.control.store import Store
 from gatewayd.control.survivors import Known, StateDir, StateDirError, dismiss
 from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
+from gatewayd.control.tunnels import SshTunnels
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ReopenLogs, Report
 from gatewayd.core.model import Address, RouterSpec
@@ -195,12 +196,16 @@ class Control:
         self.certificates = Certificates(self.state, self.publisher)
         self.store = Store(config.state_dir)
         self.keeper = Keeper(self.state, self.store)
+        self.tunnels = SshTunnels(
+            config.state_dir, on_change=lambda: self.registry.tunnels_changed()
+        )
         self.registry = Registry(
             self.state,
             self.publisher,
             self.routers,
             self.indexes,
             keep=self.keeper.keep,
+            tunnels=self.tunnels,
             certificates=self.certificates,
             drain_timeout=config.drain_timeout,
         )
@@ -217,6 +222,7 @@ class Control:
             publisher=self.publisher,
             routers=self.routers,
             roles=self.roles,
+            tunnels=self.tunnels,
             indexes=self.indexes,
             telemetry=self.telemetry,
             sockets=self.sockets,
@@ -230,6 +236,7 @@ class Control:
         self._closers.push_async_callback(self.keeper.aclose)
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.certificates.aclose)
+        self._closers.push_async_callback(self.tunnels.aclose)
         self._closers.push_async_callback(self.workers.stop)
         self._closers.push_async_callback(self.roles.aclose)
         self._closers.push_async_callback(self.reachability.aclose)

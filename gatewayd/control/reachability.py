@@ -36,7 +36,11 @@ class Reachability:
 
     def look_at_new(self) -> None:
         """Replicas nobody has asked yet: a router must not be led to one that is not there."""
-        now = {(service.key, r.id, r.address) for service, r in self._state.replicas()}
+        now = {
+            (service.key, r.id, r.address)
+            for service, r in self._state.replicas()
+            if (service.key, r.id) not in self._state.connecting  # looked at when it has come up
+        }
         for service_key, replica_id, _ in now - self._seen:
             self.suspect(service_key, replica_id)
         self._seen = now
@@ -61,9 +65,11 @@ class Reachability:
         service_key, replica_id = key
         try:
             while (replica := self._state.replica(*key)) is not None:
+                if key in self._state.connecting:
+                    break  # whoever opens its tunnel tells when
                 async with self._probes:
                     fault = await probe(replica.address)
-                if self._state.replica(*key) is None:
+                if self._state.replica(*key) is None or key in self._state.connecting:
                     break
                 if fault is None:
                     if key in self._state.unreachable:

@@ -25,9 +25,11 @@ from gatewayd.control.slot import Slot
 from gatewayd.control.sockets import Sockets
 from gatewayd.control.state import State
 from gatewayd.control.telemetry import NOBODY, Telemetry
+from gatewayd.control.tunnels import SshTunnels
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Replica, Service
+from gatewayd.core.ssh import describe
 
 _SETTLE_S: Final = 1.0
 # How an exchange went; one that was answered by the gateway itself went none of them.
@@ -72,6 +74,7 @@ class Status:
         publisher: Publisher,
         routers: RouterHosts,
         roles: Roles,
+        tunnels: SshTunnels,
         indexes: IndexLeases,
         telemetry: Telemetry,
         sockets: Sockets,
@@ -83,6 +86,7 @@ class Status:
         self._publisher = publisher
         self._routers = routers
         self._roles = roles
+        self._tunnels = tunnels
         self._indexes = indexes
         self._telemetry = telemetry
         self._sockets = sockets
@@ -170,6 +174,8 @@ class Status:
                     "state": self._state.replica_state(service.key, replica),
                     "in_flight": self._indexes.load((service.key, replica.id)),
                     "bridge_port": self._publisher.bridge_port(service.key, replica.id),
+                    "tunnel": None if replica.tunnel is None else describe(replica.tunnel),
+                    "tunnel_fault": self._tunnels.fault(service.key, replica.id),
                     **self._role(service, replica),
                 }
                 for replica in service.replicas

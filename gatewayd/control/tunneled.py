@@ -64,6 +64,8 @@ class Tunneled:
             old = had.pop(key, None)
             if old is None or old.tunnel != replica.tunnel:
                 self._adopt(key, replica, old)
+            elif old.address != replica.address:  # the file does not know where its socket is
+                self._place(key, replica)
         for key, replica in had.items():
             self.retire(key[0], replica)
         self.observe()
@@ -88,16 +90,20 @@ class Tunneled:
                 yield (service.key, replica.id), replica
 
     def _adopt(self, key: Key, replica: Replica, old: Replica | None) -> None:
-        service = self._state.services[key[0]]
-        at = replace(replica, address=self._tunnels.address(*key))
-        replicas = tuple(at if r is replica else r for r in service.replicas)
-        self._state.services[key[0]] = replace(service, replicas=replicas)
+        at = self._place(key, replica)
         if old is not None:  # another way to the same replica: the old one is closed first
             self.retire(key[0], old)
         if key in self._retiring:
             self._tasks.own(self._adopt_after(key, at), f"reopen {key[0]} {key[1]}")
         else:
             self._tunnels.adopt(key[0], at)
+
+    def _place(self, key: Key, replica: Replica) -> Replica:
+        service = self._state.services[key[0]]
+        at = replace(replica, address=self._tunnels.address(*key))
+        replicas = tuple(at if r is replica else r for r in service.replicas)
+        self._state.services[key[0]] = replace(service, replicas=replicas)
+        return at
 
     async def _adopt_after(self, key: Key, replica: Replica) -> None:
         known = await self._again(key, replica)

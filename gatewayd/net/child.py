@@ -184,6 +184,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def send_group(self, number: signal.Signals) -> None:
+        """To it and to whatever it has started, also when it has ended itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)  # it leads the session that it was started in
+
     async def stop(self, timeout: float) -> None:
         """SIGTERM; SIGKILL when that was not enough, or when the waiting is cancelled."""
         self.send(signal.SIGTERM)

@@ -478,7 +478,18 @@ REPLICAS = [
         "replicas: [{id: x, socket: /a}, {id: y, socket: /a}]",
         "replicas[1]: unix:/a is also services[0].replicas[0]",
     ),
-    ("replicas: [{ssh: {host: u@h, app_port: 80}}]", "replicas[0].ssh: not available yet"),
+    (
+        "replicas: [{ssh: {host: u@h, app_port: 80}}, {ssh: {host: u@h, port: 22, app_port: 80}}]",
+        "replicas[1]: ssh u@h:22 to port 80 is also services[0].replicas[0]",
+    ),
+    (
+        "replicas: [{ssh: {host: -oProxyCommand=x@h, app_port: 80}}]",
+        "replicas[0].ssh.host: expected user@host, found `-oProxyCommand=x@h`",
+    ),
+    (
+        "replicas: [{ssh: {host: u@h, app_port: 80, proxy: [{host: 'u@h;x'}]}}]",
+        "replicas[0].ssh.proxy[0].host: expected user@host, found `u@h;x`",
+    ),
     (
         "replicas: [{ssh: {host: h, app_port: 80}}]",
         "replicas[0].ssh.host: expected user@host, found `h`",

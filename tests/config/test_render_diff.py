@@ -52,7 +52,12 @@ services:
     timeouts: {connect: null, total: 1h}
     rate_limits: [{rps: 0.5, burst: 3, key: {type: header, header: X-Key}}, {prefix: /v1/, rps: 4}]
     cors: openai
-    replicas: [unix:/run/a, {id: b, url: "http://h:1"}]
+    replicas:
+      - unix:/run/a
+      - {id: b, url: "http://h:1"}
+      - id: s
+        ssh: {host: u@h, port: 2222, app_port: 80, identity: /k, proxy: [{host: j@x, identity: /j}]}
+      - ssh: {host: u@h, app_port: 80}
   - name: b
     domain: [b.org, c.org]
     https: true

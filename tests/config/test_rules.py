@@ -95,21 +95,7 @@ def test_rules_between_services(problems: Problems, text: str, lines: list[str])
     assert problems(text) == lines
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        (
-            "services: [{name: a, domain: a.b, replicas: [unix:/a, {id: d, ssh: {host: u@h, "
-            "port: 2222, app_port: 80, identity: /k}}]}]",
-            "services[0].replicas[1].ssh: not available yet",
-        ),
-    ],
-)
-def test_what_is_not_there_yet_says_so(problems: Problems, text: str, line: str) -> None:
-    assert problems(text + "\n") == [f"1: {line}"]
-
-
-def test_nothing_is_not_there_yet_by_default(load: Load) -> None:
+def test_what_is_off_by_default_may_be_said(load: Load) -> None:
     load("listen: {https: []}\ncertificate: null\nrouter: {type: r, pd_disaggregation: false}\n")
 
 

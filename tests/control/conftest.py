@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,10 @@ def make_plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         return Plant(log, **options)
 
     return make
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder with a short name: the path of a Unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="gw") as folder:
+        yield Path(folder)

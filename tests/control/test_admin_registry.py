@@ -181,7 +181,11 @@ async def test_draining(gateway: Gateway, path: str, body: object) -> None:
         ({"url": "http://10.0.0.1"}, "url: expected http://host:port"),
         ({}, "a replica has exactly one of `socket`, `url` and `ssh_host`"),
         ({"socket": "/a", "url": "http://h:1"}, "a replica has exactly one of"),
-        ({"job_id": "j", "ssh_host": "u@h", "ssh_port": 22, "app_port": 1}, "not available yet"),
+        (
+            {"job_id": "j", "ssh_host": "u@127.0.0.1", "ssh_port": 1, "app_port": 1},
+            "Cannot register replica j in service main/llama: "
+            "ssh: connect to host 127.0.0.1 port 1: Connection refused",
+        ),
     ],
 )
 async def test_addresses_that_cannot_be(gateway: Gateway, body: Any, detail: str) -> None:

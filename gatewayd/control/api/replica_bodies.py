@@ -19,17 +19,15 @@ from gatewayd.control.api.model_bodies import Body
 from gatewayd.control.api.replies import InvalidBodyError
 from gatewayd.control.conflicts import NO_INTERNAL_IP, RefusedError
 from gatewayd.core.model import Address, Replica, Secret, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.ssh import HOST, USER
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-# Neither part may be taken for an option of ssh, nor for more than a word by a shell.
-_USER = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-_HOST = r"[A-Za-z0-9_\[:][A-Za-z0-9_.:%\]-]*"
 ReplicaId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}$")]
 
 
 class SshProxyBody(Body):
-    hostname: Annotated[str, Field(pattern=f"^{_HOST}$", max_length=255)]
-    username: Annotated[str, Field(pattern=f"^{_USER}$", max_length=64)]
+    hostname: Annotated[str, Field(pattern=f"^{HOST}$", max_length=255)]
+    username: Annotated[str, Field(pattern=f"^{USER}$", max_length=64)]
     port: Port
 
 
@@ -38,7 +36,7 @@ class RegisterReplicaBody(Body):
     id: ReplicaId | None = None
     socket: str | None = None
     url: str | None = None
-    ssh_host: Annotated[str, Field(pattern=f"^{_USER}@{_HOST}$", max_length=320)] | None = None
+    ssh_host: Annotated[str, Field(pattern=f"^{USER}@{HOST}$", max_length=320)] | None = None
     ssh_port: Port = 22
     app_port: int | None = None
     ssh_proxy: SshProxyBody | None = None
