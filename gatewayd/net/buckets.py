@@ -16,6 +16,7 @@ from fcntl import lockf
 from typing import Protocol
 
 from gatewayd.core.ratelimit import KEY_SIZE, take
+from gatewayd.net.sealed import sealed
 
 
 class BucketStore(Protocol):
@@ -96,9 +97,7 @@ class SharedStore:
         sets = entries // _WAYS
         if sets * _WAYS != entries or sets & (sets - 1) or not sets:
             raise ValueError(f"{entries} entries are not {_WAYS} times a power of two")
-        fd = os.memfd_create("gatewayd-buckets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _DATA + sets * _SET_SIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        fd = sealed("gatewayd-buckets", _DATA + sets * _SET_SIZE)
         # The mixer is a secret: who could tell which keys share a set could have a bucket evicted.
         os.pwrite(fd, _HEADER.pack(_MAGIC, sets, secrets.randbits(64) | 1), 0)
         return cls(fd)

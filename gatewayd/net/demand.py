@@ -10,13 +10,13 @@ successor goes on from there.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
 from typing import Final
 
 from gatewayd.core.demand import Demand
+from gatewayd.net.sealed import sealed
 
 CAPACITY: Final = 16384  # columns
 NOBODY: Final = 0  # the column of services beyond the capacity, which nobody reads
@@ -47,11 +47,7 @@ class DemandTable:
     @classmethod
     def create(cls, slots: int) -> DemandTable:
         """A table of zeros that can count nothing itself; `fd` is what others attach."""
-        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, CAPACITY * slots * _FIELDS * _CELL)
-        # Nobody may shrink it: a reader beyond the end would die of SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        return cls(fd, None)
+        return cls(sealed(_NAME, CAPACITY * slots * _FIELDS * _CELL), None)
 
     @classmethod
     def attach(cls, fd: int, slot: int) -> DemandTable:

@@ -10,12 +10,13 @@ beside each other, because sums are read for every candidate of every request.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
 from array import array
 from collections.abc import Iterable
+
+from gatewayd.net.sealed import sealed
 
 CAPACITY = 16384  # endpoint indexes 0..16383; 64 KiB per slot
 _CELL = 4
@@ -48,11 +49,7 @@ class LoadTable:
     @classmethod
     def create(cls, slots: int) -> LoadTable:
         """A table of zeros that can count nothing itself; `fd` is what others attach."""
-        fd = os.memfd_create("gatewayd-loads", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, CAPACITY * slots * _CELL)
-        # Nobody may shrink it: a reader beyond the end would die of SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        return cls(fd, slots, None)
+        return cls(sealed("gatewayd-loads", CAPACITY * slots * _CELL), slots, None)
 
     @classmethod
     def attach(cls, fd: int, slots: int, slot: int) -> LoadTable:
