@@ -42,13 +42,16 @@ class DemandStore:
     def __repr__(self) -> str:
         return f"<DemandStore {self._path}>"
 
-    def save(self, kept: Mapping[str, Kept]) -> None:
-        """May run in a thread. A full disk costs what is written here and nothing else."""
+    def save(self, table: int, kept: Mapping[str, Kept]) -> None:
+        """`table` is the one that `counted` is of. May run in a thread. A full disk costs what is
+        written here and nothing else."""
         services = {
             name: [entry.column, entry.total, entry.counted, entry.moments]
             for name, entry in kept.items()
         }
-        text = json.dumps({"version": _VERSION, "boot": _boot(), "services": services})
+        text = json.dumps(
+            {"version": _VERSION, "boot": _boot(), "table": table, "services": services}
+        )
         fresh = self._path.with_suffix(".new")
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -62,19 +65,20 @@ class DemandStore:
         else:
             self._failing = False
 
-    def load(self, now: int) -> dict[str, Kept]:
-        """What an earlier control of this boot has kept, by `save`'s names."""
+    def load(self, now: int) -> tuple[int, dict[str, Kept]]:
+        """What an earlier control of this boot has saved."""
         try:
             found = json.loads(self._path.read_text())
             if found["version"] != _VERSION or found["boot"] != _boot():
-                return {}
+                return 0, {}
+            table = int(found["table"])
             kept = {name: _read(entry) for name, entry in found["services"].items()}
         except FileNotFoundError:
-            return {}
+            return 0, {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             _log.error("cannot read %s, statistics begin anew: %s", self._path, error)
-            return {}
-        return {name: entry for name, entry in kept.items() if entry.moments[-1].at <= now}
+            return 0, {}
+        return table, {name: entry for name, entry in kept.items() if entry.moments[-1].at <= now}
 
 
 def _read(entry: Any) -> Kept:

@@ -59,6 +59,7 @@ class Demands:
         self._columns = NOBODY + 1  # that were ever given away
         self._saved: object = None
         self._saving: asyncio.Future[None] | None = None
+        self._ran = False
 
     def __repr__(self) -> str:
         return f"<Demands {len(self._current)} services, {len(self._counted)} remembered>"
@@ -66,9 +67,9 @@ class Demands:
     def restore(self, survivors: Iterable[int]) -> None:
         """Go on from where an earlier control was; `survivors` are pids of its workers."""
         now = self._now()
-        kept = self._store.load(now)
-        found = filter(None, map(DemandTable.held_by, survivors))
-        self._predecessor = next(found, None) if kept else None
+        table, kept = self._store.load(now)
+        found = (DemandTable.held_by(pid, table) for pid in survivors)
+        self._predecessor = next(filter(None, found), None) if kept else None
         for name, entry in kept.items():
             if (counted := self._lease(name, entry.moments)) is None:
                 return
@@ -80,23 +81,28 @@ class Demands:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        self._ran = True
         for tick in itertools.count(1):
             await asyncio.sleep(_TICK_S)
             self._look()
             if tick % _SAVE_EVERY == 1 and (kept := self._kept()) != self._saved:
                 self._saved = kept
-                self._saving = asyncio.ensure_future(asyncio.to_thread(self._store.save, kept))
+                self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
                 await asyncio.shield(self._saving)
 
     async def aclose(self) -> None:
-        """After `run`: the last word is kept too."""
+        """After `run`: the last word is kept too. What never ran has none."""
         if self._saving is not None:
             await asyncio.gather(self._saving, return_exceptions=True)
-        self._look()
-        self._store.save(self._kept())
+        if self._ran:
+            self._look()
+            self._save(self._kept())
         if self._predecessor is not None:
             self._predecessor.close()
             self._predecessor = None
+
+    def _save(self, kept: dict[str, Kept]) -> None:
+        self._store.save(self._table.id, kept)
 
     # --- what others tell
 

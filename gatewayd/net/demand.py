@@ -55,16 +55,24 @@ class DemandTable:
         return cls(fd, slot)
 
     @classmethod
-    def held_by(cls, pid: int) -> DemandTable | None:
-        """The table that a worker of a control that is gone still counts in."""
+    def held_by(cls, pid: int, table: int) -> DemandTable | None:
+        """The table of that id, if a worker of a control that is gone still counts in it."""
         folder = f"/proc/{pid}/fd"
         try:
             for name in os.listdir(folder):
-                if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{_NAME}"):
-                    return cls(os.open(f"{folder}/{name}", os.O_RDWR | os.O_CLOEXEC), None)
+                path = f"{folder}/{name}"
+                if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+                    continue
+                if os.stat(path).st_ino == table:
+                    return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC), None)
         except (OSError, ValueError):  # it ended, or is not ours to look at
             pass
         return None
+
+    @property
+    def id(self) -> int:
+        """Its own on this machine, whoever holds it."""
+        return os.fstat(self.fd).st_ino
 
     def began(self, column: int, at_ms: int) -> None:
         cells = self._cells

@@ -47,6 +47,10 @@ class Site:
     def again(self) -> Site:
         return Site(self.home, self.clock)
 
+    async def close(self) -> None:
+        self.demands._ran = True
+        await self.demands.aclose()
+
     def begin(self, of: Service = LLAMA, count: int = 1) -> int:
         for _ in range(count):
             self.worker.began(self.demands.column(of), self.clock.ms)
@@ -167,7 +171,7 @@ async def test_a_restart_goes_on_where_it_was(site: Site) -> None:
     site.short(count=2)
     site.passes(50)
     site.short(count=3)
-    await site.demands.aclose()
+    await site.close()
     assert (site.home / "demand.json").stat().st_mode & 0o777 == 0o600
     site.clock.now += 5
     after = site.again()
@@ -184,7 +188,7 @@ async def test_a_restart_goes_on_where_it_was(site: Site) -> None:
 
 async def test_what_ran_when_everything_ended_has_ended(site: Site) -> None:
     site.begin(count=2)
-    await site.demands.aclose()
+    await site.close()
     site.clock.now += 5
     after = site.again()
     after.demands.restore([])
@@ -194,18 +198,15 @@ async def test_what_ran_when_everything_ended_has_ended(site: Site) -> None:
 
 
 async def test_workers_of_a_killed_control_are_counted_while_they_drain(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site,
 ) -> None:
     site.short(count=2)
     began = site.begin()
     site.passes(1)
-    await site.demands.aclose()  # the last time that it wrote
+    await site.close()  # the last time that it wrote
     site.short(count=4)  # and was killed
-    monkeypatch.setattr(
-        DemandTable, "held_by", lambda pid: DemandTable(os.dup(site.table.fd), None)
-    )
     after = site.again()
-    after.demands.restore([1])
+    after.demands.restore([os.getpid()])
     assert after.requests() == (7, 7, 7)
     after.passes(100)
     site.short(count=2)
@@ -220,11 +221,25 @@ async def test_workers_of_a_killed_control_are_counted_while_they_drain(
     after.demands.predecessors_gone()
     assert after.requests(count="finished") == (5, 5, 11)
     # And on to a third.
-    monkeypatch.setattr(DemandTable, "held_by", lambda pid: None)
-    await after.demands.aclose()
+    await after.close()
     third = after.again()
     third.demands.restore([])
     assert third.requests(count="finished") == (5, 5, 11)
+
+
+async def test_a_control_that_never_came_up_leaves_what_it_found(site: Site) -> None:
+    site.short(count=3)
+    await site.close()
+    failed = site.again()
+    failed.demands.restore([])
+    await failed.demands.aclose()
+    site.short(count=2)
+    after = site.again()
+    after.demands.restore([os.getpid()])
+    assert after.requests() == (5, 5, 5)
+
+
+HEAD = '{"version": 1, "boot": "BOOT", "table": 1, "services": '
 
 
 @pytest.mark.parametrize(
@@ -235,11 +250,11 @@ async def test_workers_of_a_killed_control_are_counted_while_they_drain(
         "[]",
         "null",
         '{"version": 1}',
-        '{"version": 1, "boot": "BOOT", "services": {"a": []}}',
-        '{"version": 1, "boot": "BOOT", "services": {"a": [1, [0,0,0,0], [0,0,0,0], []]}}',
-        '{"version": 1, "boot": "BOOT", "services": {"a": [1, [0,0,0], [0], [[1,2]]]}}',
-        '{"version": 1, "boot": "BOOT", "services": {"a": [1, [0,0,0,"x"], [0,0,0,0], [[1,0,0]]]}}',
-        '{"version": 1, "boot": "BOOT", "services": [1]}',
+        HEAD + '{"a": []}}',
+        HEAD + '{"a": [1, [0,0,0,0], [0,0,0,0], []]}}',
+        HEAD + '{"a": [1, [0,0,0], [0], [[1,2]]]}}',
+        HEAD + '{"a": [1, [0,0,0,"x"], [0,0,0,0], [[1,0,0]]]}}',
+        HEAD + "[1]}",
         "[" * 100_000,
     ],
 )
@@ -251,7 +266,7 @@ async def test_damage_costs_the_statistics_and_nothing_else(
     assert "statistics begin anew" in caplog.text
     site.short()
     assert site.requests() == (1, 1, 1)
-    await site.demands.aclose()
+    await site.close()
 
 
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"version": 2}])
@@ -259,7 +274,7 @@ async def test_what_another_boot_or_release_kept_says_nothing(
     site: Site, change: dict[str, object]
 ) -> None:
     site.short()
-    await site.demands.aclose()
+    await site.close()
     file = site.home / "demand.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     after = site.again()
@@ -271,12 +286,12 @@ def test_a_full_disk_is_said_once_and_got_over(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = DemandStore(str(site.home / "missing"))
-    store.save({})
-    store.save({})
+    store.save(1, {})
+    store.save(1, {})
     assert caplog.text.count("cannot write") == 1
     (site.home / "missing").mkdir()
-    store.save({})
-    assert store.load(site.clock.ms) == {}
+    store.save(1, {})
+    assert store.load(site.clock.ms) == (1, {})
 
 
 def test_statistics_of_500_services_are_quick(site: Site) -> None:

@@ -72,7 +72,8 @@ def test_the_table_of_another_process_is_found_while_that_lives(table: DemandTab
         (sys.executable, "-c", "input()"), stdin=subprocess.PIPE, pass_fds=(table.fd,)
     )
     try:
-        found = DemandTable.held_by(holder.pid)
+        assert DemandTable.held_by(holder.pid, table.id + 1) is None
+        found = DemandTable.held_by(holder.pid, table.id)
         assert found is not None
         assert found.slots == 3
         assert found.read(7) == Demand(1, 0, 0, 1000)
@@ -81,9 +82,9 @@ def test_the_table_of_another_process_is_found_while_that_lives(table: DemandTab
         found.close()
     finally:
         holder.communicate(b"\n")
-    assert DemandTable.held_by(holder.pid) is None
+    assert DemandTable.held_by(holder.pid, table.id) is None
     one.close()
 
 
 def test_a_process_without_a_table_has_none() -> None:
-    assert DemandTable.held_by(os.getppid()) is None
+    assert DemandTable.held_by(os.getppid(), 1) is None
