@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ class Kept:
     table had counted there."""
 
     total: Demand
-    moments: tuple[Moment, ...]
+    moments: Sequence[Moment]
     column: int
     counted: Demand
 

@@ -11,7 +11,7 @@ at, or from which number a count begins. Times are whole milliseconds of the mon
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -108,11 +108,15 @@ class History:
         """Whether every window is empty of what ended and began."""
         return self._times[-1] <= now - _KEPT_MS
 
-    def thinned(self, step_ms: int, now: int) -> list[Moment]:
-        """Enough to go on with elsewhere: the newest moment of each step."""
-        old = max(0, bisect_right(self._times, now - _KEPT_MS) - 1)
-        steps = {moment.at // step_ms: moment for moment in self._moments[old:]}
-        return [self._moments[old], *(m for m in steps.values() if m is not self._moments[old])]
+    def moments(self, now: int) -> list[Moment]:
+        """All that a window reaches, and the one before."""
+        return self._moments[max(0, bisect_right(self._times, now - _KEPT_MS) - 1) :]
+
+
+def thinned(moments: Sequence[Moment], step_ms: int) -> list[Moment]:
+    """Enough to go on with elsewhere: the first, and the newest of each step."""
+    steps = {moment.at // step_ms: moment for moment in moments}
+    return [moments[0], *(moment for moment in steps.values() if moment is not moments[0])]
 
 
 def window(history: History, demand: Demand, now: int, seconds: int, count: Count) -> Window:
