@@ -106,12 +106,14 @@ class Https:
         return None  # a type that was refused
 
     def _names_of(self, source: CertificateSource | None, loc: Loc) -> frozenset[str] | None:
-        if source is None or self._check is None or isinstance(source, AcmeCertificate):
+        if source is None or self._check is None:
             return None
         facts = self._check(source)
         for key, fault in facts.faults:
             self._rules.broken((*loc, key), fault)
-        return None if facts.faults else facts.names
+        if facts.faults or isinstance(source, AcmeCertificate):
+            return None
+        return facts.names
 
 
 def _acme(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatewayd.config.source import Node, Place
-from gatewayd.core.model import FileSource, RouterSpec
+from gatewayd.core.model import CertificateSource, RouterSpec
 
 Loc = tuple[str | int, ...]
 
@@ -22,7 +22,7 @@ class CertificateFacts:
     faults: tuple[tuple[str, str], ...] = ()  # key of its table -> what is wrong there
 
 
-CheckCertificate = Callable[[FileSource], CertificateFacts]
+CheckCertificate = Callable[[CertificateSource], CertificateFacts]
 CheckRouter = Callable[[RouterSpec], list[str]]
 """What is wrong with a router: not installed, an unknown policy or flag. Nothing: it is fine."""
 

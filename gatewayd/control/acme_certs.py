@@ -88,6 +88,9 @@ class AcmeCerts:
     async def ensure(self, names: Iterable[str]) -> None:
         """All are served, or CertificateError within a bounded time; nothing is left then."""
         wanted = list(dict.fromkeys(self._certificate_of(name) for name in names))
+        for name in wanted:
+            if not _HOST.fullmatch(name):
+                raise CertificateError(f"No certificate can be for {name}")
         await asyncio.gather(*(self._wait(name, self.renewals.ensure(name)) for name in wanted))
 
     async def renew(self, name: str) -> None:
@@ -110,9 +113,7 @@ class AcmeCerts:
         try:
             await self.renewals.revoke(managed, old, reason)
         except AcmeError as error:
-            raise CertificateError(
-                f"The certificate of {name} is not served any more, but not revoked: {error}"
-            ) from error
+            raise CertificateError(f"The certificate of {name} is not revoked: {error}") from error
         return managed.issued is not None
 
     def _certificate_of(self, domain: str) -> str:

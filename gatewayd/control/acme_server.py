@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _POLL_S: Final = 0.25
 _POLL_FACTOR: Final = 1.5
 _POLL_MAX_S: Final = 10.0
+_POLL_ASKED_MAX_S: Final = 90.0  # longer than this no order is kept open
 
 
 class ProofError(AcmeError):
@@ -218,6 +219,9 @@ class AcmeServer:
             found = answer.table()
             if found.get("status") not in passing:
                 return found
+            if answer.retry_after is not None and answer.retry_after > _POLL_ASKED_MAX_S:
+                text = f"the authority wants to be asked again in {answer.retry_after:.0f} s only"
+                raise AcmeError(text, Problem("", text, 0, answer.retry_after))
             await asyncio.sleep(wait if answer.retry_after is None else answer.retry_after)
             wait = min(wait * _POLL_FACTOR, _POLL_MAX_S)
 

@@ -176,16 +176,19 @@ class Renewals:
             raise AcmeError(managed.fault or "no certificate was issued")
 
     async def revoke(self, managed: Managed, issued: Issued, reason: int) -> None:
-        """It is not served any more, whatever the authority answers. AcmeError."""
-        if managed.issued is issued:
-            managed.issued = managed.read = None
-            await asyncio.to_thread(self._store.delete, managed.name)
-            await self._on_change()
+        """Once the authority has, it is not served any more. AcmeError."""
         try:
             await self._issuer.revoke(issued, reason)
         except TimeoutError:
             raise AcmeError(f"{issued.server} does not answer in time") from None
         _log.info("certificate of %s was revoked", managed.name)
+        if managed.issued is issued:
+            managed.issued = managed.read = None
+            if not managed.failures:
+                managed.again_at = 0.0  # the pause is for those that are served
+            with suppress(OSError):
+                await asyncio.to_thread(self._store.delete, managed.name)
+            await self._on_change()
 
     # --- one order
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from gateway_text import Load, Problems
 
 from gatewayd.config.rules import CertificateFacts
+from gatewayd.control.certificate_check import check_certificate
 from gatewayd.core.acme import LETS_ENCRYPT
 from gatewayd.core.model import (
     AcmeCertificate,
@@ -164,3 +167,13 @@ def test_all_keys_of_an_authority(load: Load) -> None:
 )
 def test_what_an_authority_needs(problems: Problems, text: str, line: str) -> None:
     assert problems(f"certificate: {text}\n") == [line]
+
+
+def test_files_of_an_authority_are_looked_at(problems: Problems, tmp_path: Path) -> None:
+    text = f"certificate: {{type: acme, server: https://a, ca_file: {tmp_path}/none, dns_hook: "
+    bad = tmp_path / "hook"
+    bad.write_text("")
+    assert problems(text + f"{bad}}}\n", check_certificate=check_certificate) == [
+        f"1: certificate.ca_file: {tmp_path}/none cannot be read: No such file or directory",
+        f"1: certificate.dns_hook: {bad} is no program that can be run",
+    ]

@@ -378,6 +378,46 @@ async def test_renewal_is_when_the_authority_says_so(bench: Bench, front: Front)
     assert replaced == [None, asked[0].removeprefix("/ari/")]
 
 
+async def test_an_order_that_takes_hours_is_not_asked_about_before(
+    bench: Bench, front: Front
+) -> None:
+    async def later(path: str, body: bytes) -> web.Response | None:
+        if path.startswith("/my-order/"):
+            return web.json_response({"status": "pending"}, headers={"Retry-After": "5000"})
+        return None
+
+    front.before = later
+    await bench.look()
+    assert "wants to be asked again in 5000 s only" in bench.fault
+    front.before = None
+    bench.later_s = 4900
+    await bench.look()
+    assert orders(front) == 1
+    bench.later_s = 5100
+    await bench.look()
+    assert bench.serial is not None
+
+
+async def test_what_cannot_be_revoked_is_served_on(bench: Bench, front: Front) -> None:
+    await bench.look()
+    managed = bench.renewals.find(NAME)
+    assert managed is not None
+    assert managed.issued is not None
+
+    async def no(path: str, body: bytes) -> web.Response | None:
+        return problem("serverInternal", status=500) if "revoke" in path else None
+
+    front.before = no
+    with pytest.raises(AcmeError, match="a fault on the authority's side"):
+        await bench.renewals.revoke(managed, managed.issued, 0)
+    assert managed.read is not None
+    front.before = None
+    await bench.renewals.revoke(managed, managed.issued, 4)
+    assert list(bench.renewals.reads()) == []
+    await bench.look()  # it is wanted
+    assert bench.serial is not None
+
+
 async def test_a_few_orders_at_a_time(
     bench: Bench, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from free_ports import free_range
 from pebble import Pebble
@@ -223,3 +224,67 @@ async def test_renewed_again_and_again_while_traffic_runs(tmp_path: Path) -> Non
             await asyncio.gather(*(client() for _ in range(4)))
         assert sum(seen.values()) > 50
         gateway.allow("expires in 0.0 days and was not renewed")
+
+
+@pytest.mark.slow
+async def test_20_names_at_once_disturb_nobody(tmp_path: Path) -> None:
+    """Figures of its run are printed: pytest -m slow -s."""
+    http, https = free_range(2)
+    replica = Replica("plain", tmp_path / "plain.sock")
+    async with Pebble(tmp_path, http, https) as pebble:
+        gateway = Gateway(
+            tmp_path,
+            [{"name": "plain", "https": False, "replicas": [f"unix:{replica.path}"]}],
+            **configured(tmp_path, pebble, http, https),
+        )
+        async with replica, gateway:
+            before = await latencies(gateway, asyncio.sleep(5))
+            began = time.monotonic()
+            during = await latencies(
+                gateway,
+                asyncio.gather(
+                    *(
+                        register(
+                            gateway,
+                            {
+                                "run_name": f"n{i}",
+                                "domain": f"n{i}.gw.test",
+                                "https": True,
+                                "auth": False,
+                            },
+                        )
+                        for i in range(20)
+                    )
+                ),
+            )
+            took = time.monotonic() - began
+            after = await latencies(gateway, asyncio.sleep(5))
+            assert len((await gateway.status())["services"]) == 21
+            assert len((await gateway.status())["certificates"]) == 20
+    calm = max(p99(before), p99(after))
+    print(
+        f"\n20 names in {took:.1f} s; p99 {p99(before):.1f} ms before, {p99(during):.1f} ms "
+        f"meanwhile ({len(during)} requests), {p99(after):.1f} ms after"
+    )
+    assert took <= 20
+    assert p99(during) - calm <= 5
+
+
+def p99(seconds: list[float]) -> float:
+    return sorted(seconds)[int(len(seconds) * 0.99)] * 1000
+
+
+async def latencies(gateway: Gateway, work: Awaitable[object]) -> list[float]:
+    """Of requests to a service that has nothing to do with it, one each 5 ms, until it is done."""
+    taken: list[float] = []
+    over = asyncio.ensure_future(work)
+    async with aiohttp.ClientSession() as http:
+        while not over.done():
+            began = time.perf_counter()
+            async with http.get(gateway.url + "/who", headers={"Host": "plain.gw.test"}) as answer:
+                assert answer.status == 200
+                await answer.read()
+            taken.append(time.perf_counter() - began)
+            await asyncio.sleep(0.005)
+    await over
+    return taken
