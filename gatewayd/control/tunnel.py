@@ -60,6 +60,8 @@ class Tunnel:
         self._turns = (first, again)
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
+        self._child: Child | None = None  # that forwards
+        self._closed = False
         self._told: set[str] = set()
 
     def __repr__(self) -> str:
@@ -69,66 +71,74 @@ class Tunnel:
     async def open(self) -> None:
         """Returns when it forwards; from then on it is kept. Raises TunnelError."""
         try:
-            child = await self._connect()
+            self._child = await self._connect()
+            if self._closed:
+                await self._drop()
+                raise TunnelError("closed while it was opened")
         except BaseException:
             self._files.remove()
             raise
         self._rise()
-        self._task = asyncio.create_task(self._keep(child), name=f"tunnel {self.name}")
+        self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
 
     def adopt(self) -> None:
         """Begin, and go on until it forwards."""
-        self._task = asyncio.create_task(self._keep(None), name=f"tunnel {self.name}")
+        self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
 
     async def aclose(self) -> None:
         self._on_change = lambda: None
+        self._closed = True
         try:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
-            self.up = False
-            self._files.remove()
+            # Not in the task: one that is cancelled before its first step ends nothing.
+            try:
+                await self._drop()
+            finally:
+                self._files.remove()
 
     # --- from one connection to the next -------------------------------------------------------
 
-    async def _keep(self, child: Child | None) -> None:
+    async def _keep(self) -> None:
         attempt, (turn, again) = 0, self._turns
         loop = asyncio.get_running_loop()
         while True:
-            if child is None:
+            if self._child is None:
                 await asyncio.sleep(pause(attempt, random.random()))  # noqa: S311 - no secret
                 attempt += 1
-                child = await self._reconnect(turn)
+                await self._reconnect(turn)
                 turn = again
-                if child is None:
-                    continue
+                continue
+            child, turn = self._child, again
             began = loop.time()
-            try:
-                await child.wait()
-            finally:
-                self.up = False  # before anything is awaited
-                self._files.remove_socket()
-                await _end(child)
-            turn = again
+            await child.wait()
+            await self._drop()
             if loop.time() - began >= STABLE_AFTER_S:
                 attempt = 0
             self._fall(words_of(child.words) or f"ssh exited with {child.code}")
-            child = None
 
-    async def _reconnect(self, turn: asyncio.Semaphore) -> Child | None:
+    async def _drop(self) -> None:
+        """What forwards, if anything does, ends with all it has started."""
+        self.up = False  # before anything is awaited
+        self._files.remove_socket()
+        if self._child is not None:
+            child, self._child = self._child, None
+            await _end(child)
+
+    async def _reconnect(self, turn: asyncio.Semaphore) -> None:
         async with turn:
             try:
-                child = await self._connect()
+                self._child = await self._connect()
             except TunnelError as error:
                 self._fall(str(error))
-                return None
+                return
             except Exception as error:
                 _log.exception("tunnel of %s: trying goes on", self.name)
                 self.fault = type(error).__name__
-                return None
+                return
         self._rise()
-        return child
 
     def _rise(self) -> None:
         if self.fault is not None:

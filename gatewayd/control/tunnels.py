@@ -14,7 +14,7 @@ from gatewayd.control.tunnel import Tunnel
 from gatewayd.control.tunnel_files import TunnelFolder
 from gatewayd.core.model import Replica, UnixAddress
 
-# A host that comes back, or a network, is met by so many ssh at a time; each takes some 50 ms of a
+# A host that comes back, or a network, is met by so many ssh at a time; each takes some 80 ms of a
 # core. At the start of the gateway everybody waits, and more of them wait for networks than work.
 RECONNECTS_AT_A_TIME: Final = 8
 FIRST_AT_A_TIME: Final = 32

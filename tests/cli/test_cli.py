@@ -238,6 +238,25 @@ def test_a_typing_error_in_a_path_is_found(admin: str, home: Path) -> None:
     assert f"there is no socket {home}/typo.sock" in done.err
 
 
+def test_a_replica_behind_ssh_is_named_by_a_url(admin: str) -> None:
+    def add(address: str) -> Done:
+        return gatewayd_("replica", "add", "llama", address, "--id", "s", "--admin", admin)
+
+    done = add("ssh://u@127.0.0.1:1?app_port=80")
+    assert (done.code, done.out) == (1, "")
+    assert "service main/llama: ssh: connect to host 127.0.0.1 port 1: Connection" in done.err
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ssh://h:22?app_port=1", "ssh://u@h", "ssh://u@h?app_port=x", "ssh://u@h:x?app_port=1"],
+)
+def test_what_is_no_ssh_url(admin: str, address: str) -> None:
+    done = gatewayd_("replica", "add", "llama", address, "--admin", admin)
+    assert (done.code, done.out) == (2, "")
+    assert address in done.err
+
+
 def test_reload_prints_the_difference_and_applies_it(admin: str, file: Path) -> None:
     text = file.read_text()
     try:

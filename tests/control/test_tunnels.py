@@ -198,6 +198,53 @@ async def test_a_machine_without_ssh_says_what_to_install(
             await each.open(KEY, replica("a", 80, SshHop("u@h", 22, Secret("k"))))
 
 
+async def test_what_is_closed_in_the_moment_of_its_opening_leaves_nothing(
+    tmp_path: Path, home: Path
+) -> None:
+    server = SshServer(tmp_path / "s")
+    async with serving(server), tunnels(home) as each:
+        await each.open(KEY, replica("a", 80, server.hop()))
+        await each.close(KEY, "a")  # nothing has had a turn in between
+        assert not ssh_processes(str(home))
+        opening = asyncio.create_task(each.open(KEY, replica("a", 80, server.hop())))
+        await until(lambda: bool(ssh_processes(str(home))), "it is opened")
+        await each.close(KEY, "a")
+        with pytest.raises(TunnelError):
+            await opening
+        assert not ssh_processes(str(home))
+        assert list((home / "state" / "ssh").iterdir()) == []
+
+
+async def test_one_that_breaks_again_and_again_is_met_ever_later(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once after the first break; once it has been up for long, at once again."""
+    pauses: list[int] = []
+
+    def pause(attempt: int, chance: float) -> float:
+        assert 0 <= chance < 1
+        pauses.append(attempt)
+        return 0.0
+
+    monkeypatch.setattr(tunnel_module, "pause", pause)
+    server = SshServer(tmp_path / "s")
+    async with serving(server), tunnels(home) as each:
+
+        async def breaks() -> None:
+            before = len(pauses)
+            os.kill(ssh_processes(str(home))[0], signal.SIGKILL)
+            await until(lambda: len(pauses) > before, "noticed")
+            await until(lambda: each.is_up(KEY, "a"), "up again")
+
+        await each.open(KEY, replica("a", 80, server.hop()))
+        await breaks()
+        await breaks()
+        assert pauses == [0, 1]
+        monkeypatch.setattr(tunnel_module, "STABLE_AFTER_S", 0.0)
+        await breaks()
+        assert pauses == [0, 1, 0]
+
+
 async def test_a_broken_tunnel_is_repaired_at_the_same_socket(
     tmp_path: Path, home: Path, app: App
 ) -> None:
