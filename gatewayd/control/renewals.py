@@ -52,7 +52,7 @@ class Managed:
     fault: str | None = None
     save_at: float | None = None  # monotonic: it is not on disk
     advice_at: float = 0.0  # monotonic
-    issuing: asyncio.Task[None] | None = None
+    issuing: asyncio.Task[bool] | None = None  # whether one was got
     asking: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -154,14 +154,16 @@ class Renewals:
         for managed in list(self._managed.values()):
             if managed.save_at is not None and now >= managed.save_at:
                 await self._save(managed)
-            if managed.name not in self._wanted and managed.issuing is None:
+            if managed.name not in self._wanted and self._idle(managed):
                 await self._forget(managed, clock)
 
     async def ensure(self, name: str) -> None:
         """Returns when it is served. AcmeError. Who stops waiting ends the order, unless somebody
         else wants it."""
         managed = self._managed.setdefault(name, Managed(name))
-        if managed.read is None or self._clock() >= managed.read.not_after:
+        usable = managed.read is not None and self._clock() < managed.read.not_after
+        # One that has just come is not served before its task has ended.
+        if not usable or _runs(managed.issuing):
             await self._issue_anew(managed)
 
     async def renew(self, name: str) -> None:
@@ -170,9 +172,7 @@ class Renewals:
 
     async def _issue_anew(self, managed: Managed) -> None:
         # A person or a control plane asks: whatever failed before may be mended.
-        before = managed.issued
-        await self._issue_now(managed)
-        if managed.issued is before:
+        if not await self._issue_now(managed):
             raise AcmeError(managed.fault or "no certificate was issued")
 
     async def revoke(self, managed: Managed, issued: Issued, reason: int) -> None:
@@ -193,26 +193,26 @@ class Renewals:
     # --- one order
 
     def _idle(self, managed: Managed) -> bool:
-        return all(task is None or task.done() for task in (managed.issuing, managed.asking))
+        return not _runs(managed.issuing) and not _runs(managed.asking)
 
-    def _begin(self, managed: Managed) -> asyncio.Task[None]:
+    def _begin(self, managed: Managed) -> asyncio.Task[bool]:
         if managed.issuing is None or managed.issuing.done():
             managed.issuing = asyncio.create_task(
                 self._issue(managed), name=f"certificate of {managed.name}"
             )
         return managed.issuing
 
-    async def _issue_now(self, managed: Managed) -> None:
+    async def _issue_now(self, managed: Managed) -> bool:
         task = self._begin(managed)
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             if managed.name not in self._wanted and not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             raise
 
-    async def _issue(self, managed: Managed) -> None:
+    async def _issue(self, managed: Managed) -> bool:
         try:
             issued = await self._issuer.issue(managed.name, managed.issued)
             read = read_pair(issued.chain, issued.key)
@@ -220,16 +220,14 @@ class Renewals:
                 raise AcmeError(f"the authority's certificate is for {', '.join(read.names)}")
         except AcmeError as error:
             self._failed(managed, str(error), error.retry_after)
-            return
+            return False
         except BadCertificateError as error:
             self._failed(managed, f"the authority's certificate {error}")
-            return
+            return False
         except Exception:
             _log.exception("certificate of %s", managed.name)
             self._failed(managed, "a fault of gatewayd, see its log")
-            return
-        finally:
-            managed.issuing = None
+            return False
         managed.issued, managed.read = issued, read
         managed.due, managed.chance = due(read.not_before, read.not_after), self._chance()
         lifetime = read.not_after - read.not_before
@@ -252,6 +250,7 @@ class Renewals:
             self._failed(managed, text)
         await self._save(managed)
         await self._on_change()
+        return True
 
     def _failed(self, managed: Managed, fault: str, retry_after: float | None = None) -> None:
         managed.failures += 1
@@ -265,8 +264,7 @@ class Renewals:
         )
 
     async def _save(self, managed: Managed) -> None:
-        assert managed.issued is not None or managed.save_at is not None
-        if managed.issued is None:
+        if managed.issued is None:  # revoked meanwhile
             managed.save_at = None
             return
         try:
@@ -297,8 +295,6 @@ class Renewals:
                     window.start, window.end, managed.read.not_after, managed.chance
                 )
                 wait = window.ask_again or wait
-        finally:
-            managed.asking = None
         wait = min(max(wait, _ADVICE_SHORTEST_S), _ADVICE_LONGEST_S)
         managed.advice_at = self._monotonic() + wait
 
@@ -311,3 +307,7 @@ class Renewals:
                 await asyncio.to_thread(self._store.delete, managed.name)
             _log.info("certificate of %s expired long ago, and is deleted", managed.name)
             await self._on_change()
+
+
+def _runs(task: asyncio.Task[bool] | asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done()
