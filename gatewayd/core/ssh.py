@@ -55,6 +55,7 @@ STABLE_AFTER_S: Final = 30.0
 CHATTER: Final = re.compile(r"^(Warning: Permanently added |Killed by signal |\*\* )")
 """What each connection says, and nobody needs to know."""
 _LAST_LINES: Final = 6  # a server may print a page before it refuses
+_LONGEST_LINE: Final = 300
 _CHANNEL: Final = re.compile(r"channel \d+: ")
 
 
@@ -110,7 +111,7 @@ def _field(path: str) -> str:
 
 def words_of(lines: Iterable[str]) -> str:
     """What ssh said, in one line."""
-    said = list(dict.fromkeys(line for line in lines if line != FORWARDS))
+    said = list(dict.fromkeys(line[:_LONGEST_LINE] for line in lines if line != FORWARDS))
     return "; ".join(said[-_LAST_LINES:])
 
 
@@ -130,6 +131,6 @@ def pause(attempt: int, chance: float) -> float:
 
 
 def describe(tunnel: SshTunnel) -> str:
-    """Where a tunnel goes, for people: `user@host:port -> app_port`, jumps before it."""
+    """Where a tunnel goes, for people and without keys."""
     hops = ", ".join(f"{hop.destination}:{hop.port}" for hop in tunnel.hops)
     return f"ssh {hops} to port {tunnel.app_port}"

@@ -81,6 +81,7 @@ def test_words_are_sshs_own_once_each() -> None:
     lines = ["banner"] * 9 + [FORWARDS, "u@h: Permission denied (publickey)."]
     assert words_of(lines) == "banner; u@h: Permission denied (publickey)."
     assert words_of([]) == ""
+    assert words_of(["x" * 4000]) == "x" * 300
     assert channel_fault("channel 7: open failed: x") == "open failed: x"
     assert channel_fault("Connection to 10.0.0.1 closed by remote host.") == ""
 
