@@ -62,8 +62,8 @@ class WatchedFiles:
 
     def _complain(self, text: str) -> None:
         kept = "" if self.good is None else "; the one before stays"
-        self.fault = text + kept
         _log.error("certificate: %s%s", text, kept)
+        self.fault = text + kept  # who sees it, from another thread, finds the line in the log
 
 
 class CertificateFiles:
