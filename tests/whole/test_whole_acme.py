@@ -288,3 +288,18 @@ async def latencies(gateway: Gateway, work: Awaitable[object]) -> list[float]:
             await asyncio.sleep(0.005)
     await over
     return taken
+
+
+async def test_a_reload_asks_for_what_is_new_and_keeps_what_is_there(tmp_path: Path) -> None:
+    async with secured(tmp_path, ["chat"]) as (gateway, pebble, replica):
+        trust = await pebble.root()
+        first = await served(gateway, "chat.gw.test", trust)
+        new = {"name": "code", "replicas": [f"unix:{replica.path}"]}
+        gateway.config["services"].append(new)
+        gateway.config["certificate"]["email"] = "ops@gw.test"
+        gateway.write_file()
+        code, out, err = await gatewayd("reload", "--admin", f"unix:{gateway.admin_path}")
+        assert code == 0, err
+        assert "certificate.email: null -> ops@gw.test" in out
+        assert names(await served(gateway, "code.gw.test", trust)) == ["code.gw.test"]
+        assert await shown(gateway, "chat.gw.test", trust) == first
