@@ -89,8 +89,8 @@ def names(certificate: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("challenge", ["http-01", "tls-alpn-01"])
 async def test_services_of_the_file_get_certificates(tmp_path: Path, challenge: str) -> None:
-    # Half of all nonces are refused.
-    options = {"env": {"PEBBLE_WFE_NONCEREJECT": "50"}}
+    # A quarter of all nonces is refused.
+    options = {"env": {"PEBBLE_WFE_NONCEREJECT": "25"}}
     async with secured(
         tmp_path, ["chat", "code"], pebble_options=options, challenges=[challenge]
     ) as (gateway, pebble, _):
