@@ -124,7 +124,8 @@ def response_head(
     head = connection.head
     parts = [head.start]
     if served.unsized_errors and connection.status >= 400 and head.length >= 0:
-        parts = [part for part in parts if part[:15].lower() != b"content-length:"]
+        sizes = b"content-length:"
+        parts = [head.status_line, *(line for line in head.lines if line[:15].lower() != sizes)]
         exchange.close = True
     if head.chunked:
         parts.append(b"Transfer-Encoding: chunked\r\n")
