@@ -63,14 +63,14 @@ def fill(home: Path, services: int, replicas: int) -> None:
     Store(home / "state").save(Saved(found, keys={"main": Secret("key")}))
 
 
-async def serving(home: Path, process: asyncio.subprocess.Process) -> None:
-    """Returns when a request to a service of the state is answered by a replica."""
-    connector = aiohttp.UnixConnector(str(home / "http.sock"))
+async def answered(url: str, path: Path, process: asyncio.subprocess.Process) -> None:
+    """Returns when a question is answered with 200 at a socket."""
+    connector = aiohttp.UnixConnector(str(path))
     async with aiohttp.ClientSession(connector=connector) as http:
         async with asyncio.timeout(60):
             while process.returncode is None:
                 try:
-                    async with http.get(PUBLIC + "/") as answer:
+                    async with http.get(url) as answer:
                         if answer.status == 200:
                             return
                 except aiohttp.ClientError:
@@ -156,10 +156,12 @@ async def run(services: int, replicas: int, count: int, workers: int) -> None:
             sys.executable, "-m", "gatewayd", "run", "-c", str(home / "gateway.yaml")
         )
         try:
-            await serving(home, process)
+            await answered(PUBLIC + "/", home / "http.sock", process)
             took = time.perf_counter() - began
+            await answered(ADMIN + "/readyz", home / "admin.sock", process)
+            ready = time.perf_counter() - began
             print(f"{services} services, {services * replicas} replicas, {workers} workers")
-            print(f"{'start to serving':<28} {took:.2f} s")
+            print(f"{'start to serving':<28} {took:.2f} s, to ready {ready:.2f} s")
             await calls(home, count)
         finally:
             process.send_signal(signal.SIGTERM)
