@@ -370,7 +370,8 @@ class RouterTraits:
     token_header: bytes = b""  # a request header the router passes on to its target
     routing_key_header: bytes = b""  # what its sticky policies go by
     routing_key_always: bool = False  # without a client's key a request gets one of its own
-    steer_paths: frozenset[str] = frozenset()  # POSTs that it can decide on without carrying them
+    # POSTs that it can decide on without carrying them; it is asked over HTTP/2.
+    steer_paths: frozenset[str] = frozenset()
     allowed_paths: tuple[str, ...] = ()  # default allow-list of a service behind it
     denied_paths: tuple[str, ...] = ()  # its own administration: never, whatever is allowed
     peer_fields: PeerFields | None = None  # where a request goes to two replicas

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gatewayd.core import http2
 from gatewayd.core.headers import drop_prefixed
 from gatewayd.core.model import Endpoint, UnixAddress
 from gatewayd.core.retry import is_idempotent
@@ -24,11 +25,8 @@ FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
 REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
 
 
-def request_head(
-    exchange: Exchange, served: Served, endpoint: Endpoint, token: bytes = b""
-) -> bytes:
-    """What the endpoint is sent before the body. With a `token` the request is a question to a
-    router."""
+def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> bytes:
+    """What the endpoint is sent before the body."""
     head = exchange.head
     to_router = endpoint is served.router
     known = exchange.known
@@ -43,9 +41,8 @@ def request_head(
         parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if to_router:
         parts.append(served.router_lines)
-        if token:
-            parts.append(b"%b: %b\r\n" % (served.traits.token_header, token))
-        parts.append(_routing_key(exchange, served))
+        if key := _routing_key(exchange, served):
+            parts.append(b"%b: %b\r\n" % (served.traits.routing_key_header, key))
     elif served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
         parts.append(b"Authorization: %b\r\n" % auth)
     if exchange.length > 0:
@@ -100,20 +97,29 @@ def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
     return 0.0
 
 
+def question_head(exchange: Exchange, served: Served, token: bytes) -> bytes:
+    """The header block of a question to a router: what it decides by, and nothing else of the
+    client's. That the body is JSON is for the replica to judge, so it is said of every one."""
+    parts = [
+        served.questions[exchange.upstream_target.partition("?")[0]],
+        http2.field(served.traits.token_header, token),
+        http2.field(b"x-request-id", exchange.request_id),
+    ]
+    if key := _routing_key(exchange, served):
+        parts.append(http2.field(served.traits.routing_key_header, key))
+    return b"".join(parts)
+
+
 def _routing_key(exchange: Exchange, served: Served) -> bytes:
-    """The line that a sticky policy goes by: what the client sent in the field that the operator
-    named for it, or what makes the request one of its own."""
+    """What a sticky policy goes by: what the client sent in the field that the operator named for
+    it, or what makes the request one of its own."""
     traits = served.traits
     if not traits.routing_key_header:
         return b""
     key = None if served.routing_key is None else exchange.message.headers.get(served.routing_key)
     if key is not None:
-        value = key.encode("utf-8", "surrogateescape")
-    elif traits.routing_key_always:
-        value = exchange.request_id
-    else:
-        return b""
-    return b"%b: %b\r\n" % (traits.routing_key_header, value)
+        return key.encode("utf-8", "surrogateescape")
+    return exchange.request_id if traits.routing_key_always else b""
 
 
 def response_head(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.loads import LoadTable
+from gatewayd.net.mux_pool import MuxPool
 from gatewayd.net.outbox import Outbox
 from gatewayd.net.pool import POOL_IDLE_S, Pool
 from gatewayd.proxy.question import Asker
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gatewayd.proxy")
 
+MUX_IDLE_S: Final = 30.0  # of a shared connection to a router, which keeps idle ones for longer
 _SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
 _SLOW_EVERY: Final = 10  # connections and pools, in sweeps
 
@@ -48,6 +50,7 @@ class Plane:
         self.unreachable: set[str] = set()  # endpoints that refused, since the last report
         self.on_unreachable: Callable[[], None] = _nothing
         self._pools: dict[Address, Pool] = {}
+        self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = b""
         self._date_until = 0.0
@@ -62,8 +65,16 @@ class Plane:
             )
         return pool
 
+    def mux_pool(self, endpoint: Endpoint) -> MuxPool:
+        pool = self._mux_pools.get(endpoint.address)
+        if pool is None:
+            pool = self._mux_pools[endpoint.address] = MuxPool(endpoint.address, self.loop)
+        return pool
+
     def keep_pools(self, addresses: set[Address]) -> None:
         """Close the idle connections of addresses that are no longer dialled."""
+        for address in [a for a in self._mux_pools if a not in addresses]:
+            self._mux_pools.pop(address).retire()
         for address in [a for a in self._pools if a not in addresses]:
             self._pools.pop(address).close()
 
@@ -114,6 +125,8 @@ class Plane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for mux_pool in self._mux_pools.values():
+            mux_pool.close()
         self.keep_pools(set())
 
     async def _sweep(self) -> None:
@@ -131,6 +144,8 @@ class Plane:
                             connection.sweep(now)
                     for pool in list(self._pools.values()):
                         pool.close_idle(now - pool.idle_s)
+                    for mux_pool in list(self._mux_pools.values()):
+                        mux_pool.close_idle(now - MUX_IDLE_S)
             except Exception:
                 _log.exception("the sweeper met what it did not expect; it goes on")
 

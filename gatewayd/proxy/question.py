@@ -14,18 +14,18 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gatewayd.core import http2
 from gatewayd.core import reply as replies
-from gatewayd.core.retry import Failure
 from gatewayd.core.steering import HELLO, finish, read_claim, token
 from gatewayd.net.link import Link
-from gatewayd.net.pool import ConnectFailedError, Pool
-from gatewayd.net.sink import NOWHERE, BodyPath
-from gatewayd.proxy.hop import REPLICA_FIELD, request_head
+from gatewayd.net.pool import ConnectFailedError
+from gatewayd.proxy.hop import question_head
 from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
-    from gatewayd.net.upstream import UpstreamConnection
+    from gatewayd.net.mux import Mux, Stream
+    from gatewayd.net.mux_pool import MuxPool
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
@@ -125,7 +125,6 @@ class Question:
     __slots__ = (
         "_body",
         "_chosen",
-        "_connection",
         "_counted",
         "_exchange",
         "_failed",
@@ -133,6 +132,7 @@ class Question:
         "_router",
         "_served",
         "_state",
+        "_stream",
         "_task",
         "_token",
         "reading",
@@ -158,7 +158,7 @@ class Question:
         self._chosen = chosen
         self._failed = failed
         self._state = _ASKING
-        self._connection: UpstreamConnection | None = None
+        self._stream: Stream | None = None
         self._task: asyncio.Task[None] | None = None
         self.reading = False
         self.since = plane.loop.time()
@@ -177,67 +177,61 @@ class Question:
     # --- asking
 
     def ask(self) -> None:
-        pool = self._plane.pool(self._router)
-        connection = pool.take(self.since - self._router.reuse_s)
-        if connection is None:
+        pool = self._plane.mux_pool(self._router)
+        mux = pool.take()
+        if mux is None:
             self._task = self._plane.spawn(self._connect(pool))
         else:
-            self._send(connection)
+            self._send(mux)
 
-    async def _connect(self, pool: Pool) -> None:
+    async def _connect(self, pool: MuxPool) -> None:
         try:
-            connection = await pool.connect(self._served.steer_timeout)
+            mux = await pool.connect(self._served.steer_timeout)
         except ConnectFailedError:
             self._task = None
             self._fail(Outcome.ROUTER_DOWN)
             return
         self._task = None
-        if self.asking:
-            self._send(connection)
-        else:
-            connection.abort()
+        self._send(mux)
 
-    def _send(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
+    def _send(self, mux: Mux) -> None:
         try:
-            body = self._body.whole()
+            body = self._body.plain()
         except BodyTooLargeError:
             self._body.refuse(replies.BODY_TOO_LARGE)
             return
         if body is not None and len(body) > self._served.steer_body_limit:
-            self._connection = None
-            connection.pool.put(connection)
             self._fail(Outcome.BODY_LIMIT)
             return
-        head = request_head(self._exchange, self._served, self._router, self._token)
-        connection.begin(self, head, body)
+        head = question_head(self._exchange, self._served, self._token)
+        if len(head) > http2.FRAME_SIZE:  # a routing key that no router takes
+            self._fail(Outcome.REFUSED)
+            return
+        stream = self._stream = mux.post(self, head, body)
         if body is None:
-            self._task = self._plane.spawn(self._send_body(connection))
+            self._task = self._plane.spawn(self._send_body(stream))
 
-    async def _send_body(self, connection: UpstreamConnection) -> None:
+    async def _send_body(self, stream: Stream) -> None:
         """The router needs the whole request to decide. What is passed on to it is kept for the
         replica, so nothing is read twice and held once; a body that grows too large is given to
         a replica of our own choice as far as it has come, and relayed from there on."""
         body = self._body
         self._exchange.send_continue()
         for data in body.kept:
-            connection.write(body.framed(data))
+            stream.write(data)
         try:
             while data := await self._read():
                 if body.kept_size > self._served.steer_body_limit:
                     self._task = None
                     self._fail(Outcome.BODY_LIMIT)
                     return
-                connection.write(body.framed(data))
-                if connection.writing_paused:
-                    await connection.drained()
+                stream.write(data)
+                await stream.drained()
         except BodyTooLargeError:
             self._task = None
             body.refuse(replies.BODY_TOO_LARGE)
             return
-        if body.trailer:
-            connection.write(body.trailer)
-        connection.request_done = True
+        stream.write(b"", last=True)
         self._task = None
 
     async def _read(self) -> bytes:
@@ -270,12 +264,11 @@ class Question:
             self._over()
             self._plane.asker.finish(self._token)
 
-    def _fail(self, outcome: Outcome, *, hang_up: bool = True) -> None:
+    def _fail(self, outcome: Outcome) -> None:
         if self.asking:
             failed = self._failed
             self._over()
-            if hang_up:
-                self._hang_up()
+            self._hang_up()
             failed(outcome)
 
     def _over(self) -> None:
@@ -286,9 +279,9 @@ class Question:
 
     def _hang_up(self) -> None:
         self._stop_sending()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
         self._uncount()
 
     def _stop_sending(self) -> None:
@@ -303,31 +296,17 @@ class Question:
             self._counted = False
             self._plane.loads.done(self._router.index)
 
-    # --- Sink: what the router answers is of no interest beyond that it came
+    # --- Listener: what the router answers is of no interest beyond that it came
 
-    def response_started(self, connection: UpstreamConnection) -> BodyPath:
-        # An answer of the bridge's means that its claim is on its way.
-        if self.asking and connection.head.field(REPLICA_FIELD.lower()) is None:
-            # Whoever has the whole request is heard to the end, and the connection used again.
-            self._fail(Outcome.REFUSED, hang_up=not connection.request_done)
-        return b"", NOWHERE
-
-    def first_byte(self) -> None:
-        """Of an answer that goes nowhere."""
-
-    def response_ended(self, connection: UpstreamConnection) -> None:
-        self._connection = None
+    def answered(self) -> None:
+        self._stream = None
         self._uncount()
+        self._fail(Outcome.REFUSED)
 
-    def response_failed(
-        self, connection: UpstreamConnection, failure: Failure, detail: str
-    ) -> None:
-        self._connection = None
+    def broken(self) -> None:
+        self._stream = None
         self._uncount()
         self._fail(Outcome.ROUTER_DOWN)
-
-    def tunnel_closed(self, connection: UpstreamConnection) -> None:
-        """Never: no upgrade is asked for."""
 
 
 def _nobody(answer: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gatewayd.core import http2
 from gatewayd.core import reply as replies
 from gatewayd.core.balancer import Ejections, pick
 from gatewayd.core.model import Cors, Endpoint, Hsts, RouterTraits
@@ -68,6 +69,7 @@ class Served:
         "max_body_size",
         "meter",
         "openai_errors",
+        "questions",
         "refuse_redirects",
         "router",
         "router_lines",
@@ -112,6 +114,11 @@ class Served:
         self.router_strip = self.traits.strip_request_prefixes + names
         steers = self.router is not None and target.upstream.mode == "steer"
         self.steer_paths = self.traits.steer_paths if steers else frozenset()
+        # The head of a question, as far as it is the same for all.
+        fields = ((b"content-type", b"application/json"), *self.traits.request_headers)
+        self.questions = {
+            path: http2.post(path.encode(), b"router", fields) for path in self.steer_paths
+        }
         spec = service.router
         self.steer_timeout = 0.0 if spec is None else spec.steer_timeout
         self.steer_body_limit = 0 if spec is None else spec.steer_body_limit

@@ -50,8 +50,8 @@ class RequestBody:
         self._refused = refused
         self.kept: list[bytes] = []
 
-    def whole(self) -> bytes | None:
-        """The body as it goes on the wire when all of it is here (b"" without one), else None.
+    def plain(self) -> bytes | None:
+        """The body without its framing when all of it is here (b"" without one), else None.
 
         Raises BodyTooLargeError.
         """
@@ -68,7 +68,14 @@ class RequestBody:
                 raise BodyTooLargeError
             self._whole = b"".join((*self.kept, rest)) if self.kept else rest
             self.kept = []
-        return self.framed(self._whole) + self.trailer if exchange.length < 0 else self._whole
+        return self._whole
+
+    def whole(self) -> bytes | None:
+        """The same as it goes on the wire of HTTP/1.1."""
+        body = self.plain()
+        if body is None or self._exchange.length >= 0:
+            return body
+        return self.framed(body) + self.trailer
 
     def framed(self, data: bytes) -> bytes:
         """A piece of the body as it goes on the wire (RFC 9112, 7.1 for chunks)."""
@@ -155,6 +162,9 @@ class NoRequestBody:
     repeatable = True
     kept: Final[tuple[bytes, ...]] = ()
     kept_size = 0
+
+    def plain(self) -> bytes:
+        return b""
 
     def whole(self) -> bytes:
         return b""

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conversation import Replica, Wire, open_tcp, soon, until
+from conversation import Replica, Wire, open_tcp, until
+from datagrams import Frames
 
 from gatewayd.bridge.main import BridgeRole
 from gatewayd.core.messages import Configure, Publish
 from gatewayd.core.model import Endpoint, Limits, Log, UnixAddress
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
 from gatewayd.core.steering import HELLO, finish, read_claim
-from gatewayd.net.link import FRAME_SIZE, Link
+from gatewayd.net.link import Link
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
 
@@ -25,16 +26,8 @@ SLOTS = 4  # three workers and the bridge
 TOKEN = b"x-ask"
 
 
-class Worker:
+class Worker(Frames):
     """A worker's end of its link."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock = sock
-        self._sock.setblocking(False)
-
-    async def frame(self) -> bytes:
-        return await soon(self._loop.sock_recv(self._sock, FRAME_SIZE))
 
     async def greeted(self) -> Worker:
         assert await self.frame() == HELLO
@@ -46,21 +39,10 @@ class Worker:
         return said
 
     async def finish(self, token: bytes) -> None:
-        await self.say(finish(token))
-
-    async def say(self, frame: bytes) -> None:
-        """As soon as the bridge has read what was said before."""
-        await soon(self._loop.sock_sendall(self._sock, frame))
-
-    @property
-    def silent(self) -> bool:
-        try:
-            return not self._sock.recv(FRAME_SIZE)
-        except BlockingIOError:
-            return True
+        await self.say_soon(finish(token))
 
     def die(self) -> None:
-        self._sock.close()
+        self.close()
 
 
 class Claiming:

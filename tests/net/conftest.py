@@ -15,6 +15,6 @@ def pytest_asyncio_loop_factories(
     if item.path.name == "test_upstream_pool.py":
         return {"uvloop": uvloop.new_event_loop}
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name == "test_link.py":
+    if item.path.name in ("test_link.py", "test_mux.py"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from gatewayd.net import link as link_module
-from gatewayd.net.link import FRAME_SIZE, Link
+from gatewayd.net.link import DATAGRAM_SIZE, FRAME_SIZE, Link, unpack
 
 
 @dataclass
@@ -118,6 +119,26 @@ async def test_closing_from_within_a_frame() -> None:
     await one.until(lambda: one.closed)
     assert heard == [b"first"]
     one.link.close()
+
+
+async def test_frames_of_one_turn_share_datagrams() -> None:
+    ours, theirs = Link.pair()
+    theirs.setblocking(False)
+    one = end(ours)
+    sent = [b"%d" % i for i in range(300)] + [b"x" * FRAME_SIZE] * 10
+    for frame in sent:
+        one.link.send(frame)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    datagrams = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            datagrams.append(theirs.recv(1 << 20))
+    assert [frame for datagram in datagrams for frame in unpack(datagram)] == sent
+    assert len(datagrams) == 2
+    assert max(map(len, datagrams)) <= DATAGRAM_SIZE
+    one.link.close()
+    theirs.close()
 
 
 async def test_a_peer_that_is_killed() -> None:

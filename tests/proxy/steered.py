@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conversation import Message, Replica, Wire, reply, soon, until
+from conversation import Message, Replica, Wire, until
+from datagrams import Frames
 from harness import Gateway
+from multiplexed import Asking, Router
 
 from gatewayd.core.model import Endpoint, RouterSpec, RouterTraits, UnixAddress, Upstream
 from gatewayd.core.steering import HELLO, claim, read_finish
-from gatewayd.net.link import FRAME_SIZE, Link
+from gatewayd.net.link import Link
 
 PATH = "/v1/chat/completions"
 TRAITS = RouterTraits(
@@ -31,52 +33,41 @@ TRAITS = RouterTraits(
     steer_paths=frozenset({PATH}),
     allowed_paths=("/v1/", "/V1/"),
 )
-DONE = reply(b"done", "X-R-Of: router")
-NO_TARGETS = reply(b"none", "X-R-Error: no_targets", status="503 Service Unavailable")
 
 
-class Bridge:
+class Bridge(Frames):
     """The other end of the worker's link."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._loop = gateway.loop
-        ours, self._sock = Link.pair()
-        self._sock.setblocking(False)
+        ours, theirs = Link.pair()
+        super().__init__(theirs)
         gateway.plane.asker.link(ours.detach())
-        self._sock.send(HELLO)
+        self.say(HELLO)
 
     def claim(self, token: bytes, replica: str) -> None:
-        self._sock.send(claim(token, replica))
+        self.say(claim(token, replica))
 
     async def finished(self) -> bytes:
         """The next token that is let go."""
-        value = read_finish(await soon(self._loop.sock_recv(self._sock, FRAME_SIZE)))
+        value = read_finish(await self.frame())
         assert value is not None
         return value
-
-    @property
-    def silent(self) -> bool:
-        """Whether the worker has said nothing more."""
-        try:
-            return not self._sock.recv(FRAME_SIZE)
-        except BlockingIOError:
-            return True
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 @dataclass
 class Asked:
-    """A request that the router was sent, and the connection where it waits."""
+    """A question as the router sees it, and the bridge that may claim it."""
 
-    wire: Wire
-    message: Message
+    asking: Asking
     bridge: Bridge
 
     @property
     def token(self) -> bytes:
-        return self.message["X-Ask"].encode()
+        return self.asking["x-ask"].encode()
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.asking.body)
 
     def claim(self, replica: Replica | str) -> None:
         self.bridge.claim(self.token, replica if isinstance(replica, str) else replica.name)
@@ -88,7 +79,7 @@ class Steered:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.loop = gateway.loop
-        self.router = Replica("router", gateway.directory / "router.sock")
+        self.router = Router("router", gateway.directory / "router.sock")
         self.bridge: Bridge
         self.replicas: list[Replica] = []
         self._wires: list[Wire] = []
@@ -123,20 +114,25 @@ class Steered:
 
     # --- what the router sees
 
-    async def question(self, wire: Wire | None = None) -> Asked:
-        """The next request that the router is sent, on a new connection unless one is given."""
-        wire = wire or await self.router.accept()
-        return Asked(wire, await wire.message(), self.bridge)
+    async def begun(self) -> Asked:
+        """The next question, of whose body the rest may still be on its way."""
+        return Asked(await self.router.asked(), self.bridge)
 
-    async def chosen(self, replica: Replica | str, wire: Wire | None = None) -> Asked:
-        asked = await self.question(wire)
+    async def question(self) -> Asked:
+        """The next question, whole."""
+        asked = await self.begun()
+        await asked.asking.whole()
+        return asked
+
+    async def chosen(self, replica: Replica | str) -> Asked:
+        asked = await self.question()
         asked.claim(replica)
         return asked
 
     async def finished(self, asked: Asked) -> None:
         """The worker lets the router go, which then answers; nobody is counted there."""
         assert await self.bridge.finished() == asked.token
-        await asked.wire.send(DONE)
+        asked.asking.answer()
         await until(lambda: not self.load, "the router has nothing in flight")
 
     async def client(self, request: bytes = b"") -> Wire:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 from conversation import Message, Wire, get, post, reply, until
-from steered import DONE, NO_TARGETS, PATH, Asked, Steered
+from steered import PATH, Steered
 
 LIMIT = 100_000
 
@@ -52,12 +52,6 @@ async def upload(steered: Steered, body: bytes, framing: str, *fields: str) -> U
     return started
 
 
-async def head_of(wire: Wire) -> Message:
-    """A request whose body is still on its way."""
-    lines = (await wire.upto(b"\r\n\r\n")).decode("latin-1")[:-4].split("\r\n")
-    return Message(lines[0], [tuple(line.split(": ", 1)) for line in lines[1:]])  # type: ignore[misc]
-
-
 FRAMINGS = pytest.mark.parametrize("framing", ["length", "chunked"])
 
 
@@ -68,18 +62,12 @@ async def test_a_body_that_arrives_in_pieces(steered: Steered, framing: str, siz
     replica.answers = reply()
     body = noise(size)
     client = await upload(steered, body, framing)
-    router = await steered.router.accept()
-    question = await head_of(router)
-    asked = Asked(router, question, steered.bridge)
+    asked = await steered.begun()
     await client.go_on()
     await asyncio.sleep(0.01)
     assert replica.untouched
     await client.end()
-    if framing == "chunked":
-        await router._chunks(question)
-    else:
-        question.body = await router.exactly(size)
-    assert question.body == body
+    assert await asked.asking.whole() == body
     asked.claim(replica)
     assert (await client.wire.message()).status == 200
     (request,) = replica.requests
@@ -100,7 +88,7 @@ async def test_a_body_that_is_all_there(steered: Steered, framing: str) -> None:
     whole = client.head + (b"bb8\r\n" + body + b"\r\n0\r\n\r\n" if client.chunked else body)
     await client.wire.send(whole)
     asked = await steered.chosen(replica)
-    assert asked.message.body == body
+    assert asked.body == body
     await client.wire.message()
     assert replica.requests[0].body == body
     await steered.finished(asked)
@@ -151,13 +139,12 @@ async def test_a_body_that_grows_too_large_as_it_arrives(steered: Steered) -> No
     (replica,) = await steered.start(1, router={"steer_body_limit": LIMIT})
     body = noise(4 * LIMIT)
     client = await upload(steered, body, "chunked")
-    router = await steered.router.accept()
-    await head_of(router)
+    asked = await steered.begun()
     await client.go_on()
     assert replica.untouched
     await client.go_on()
     upstream = await replica.accept()  # the rest need not be there for it
-    await router.gone()
+    await asked.asking.given_up()
     assert not steered.load
     await client.end()
     request = await upstream.message()
@@ -184,7 +171,7 @@ async def test_a_chunked_body_that_is_all_there_and_too_large(steered: Steered) 
     assert replica.requests[1].body == body
     assert steered.outcomes == {"steered": 1, "body_limit": 1}
     await wire.send(post(b"y", PATH))
-    asked = await steered.chosen(replica, asked.wire)
+    asked = await steered.chosen(replica)
     await wire.message()
     await steered.finished(asked)
     await steered.ended(steered=2, fallback=1)
@@ -193,10 +180,10 @@ async def test_a_chunked_body_that_is_all_there_and_too_large(steered: Steered) 
 async def test_a_body_that_the_service_refuses(steered: Steered) -> None:
     (replica,) = await steered.start(1, client_max_body_size=50_000)
     client = await upload(steered, noise(200_000), "chunked")
-    router = await steered.router.accept()
+    asked = await steered.begun()
     await client.end()
     assert (await client.wire.message()).status == 413
-    await router.gone()
+    await asked.asking.given_up()
     assert replica.untouched
     assert steered.outcomes == {"abandoned": 1}
     assert steered.gateway.totals().rejections == {"body_size": 1}
@@ -247,13 +234,12 @@ async def test_a_client_that_waits_for_a_go_ahead(
     await client.wire.expect(b"HTTP/1.1 100 Continue\r\n\r\n")
     await client.end()
     if fate != "too large" or framing == "chunked":
-        router = await steered.router.accept()
-        question = await head_of(router)
-        assert "Expect" not in question
+        asked = await steered.begun()
+        assert not asked.asking.all("Expect")
         if fate == "refused":
-            await router.send(NO_TARGETS)
+            asked.asking.answer(503)
         elif fate == "steered":
-            steered.bridge.claim(question["X-Ask"].encode(), replica.name)
+            asked.claim(replica)
     answer = await client.wire.message()
     assert answer.status == 200  # and no second go-ahead before it
     (request,) = replica.requests
@@ -270,20 +256,19 @@ async def test_a_slow_client_is_no_slow_router(steered: Steered) -> None:
     replica.answers = reply()
     body = noise(5_000)
     client = await upload(steered, body, "length")
-    router = await steered.router.accept()
-    question = await head_of(router)
+    asked = await steered.begun()
     while len(client.left) > 1:
         await client.go_on()
         await asyncio.sleep(0.1)
     # Meanwhile others are steered.
     other = await steered.client(post(b"{}", PATH))
-    asked = await steered.chosen(replica)
+    quick = await steered.chosen(replica)
     await other.message()
-    assert await steered.bridge.finished() == asked.token
-    await asked.wire.send(DONE)
+    assert await steered.bridge.finished() == quick.token
+    quick.asking.answer()
     await client.end()
-    assert await router.exactly(len(body)) == body
-    steered.bridge.claim(question["X-Ask"].encode(), replica.name)
+    assert await asked.asking.whole() == body
+    asked.claim(replica)
     assert (await client.wire.message()).status == 200
     assert replica.requests[-1].body == body
     assert steered.outcomes == {"steered": 2}
@@ -294,7 +279,7 @@ async def test_from_its_last_byte_on_it_is_the_routers_time(steered: Steered) ->
     replica.answers = reply()
     body = noise(5_000)
     client = await upload(steered, body, "length")
-    await steered.router.accept()
+    await steered.begun()
     await client.go_on(2)
     await asyncio.sleep(0.25)
     assert steered.outcomes == {}
@@ -308,11 +293,11 @@ async def test_a_client_that_stops_in_the_middle_of_its_body(steered: Steered) -
     steered.gateway.limit(body_idle_timeout=0.1)
     (replica,) = await steered.start(1)
     client = await upload(steered, noise(5_000), "length")
-    router = await steered.router.accept()
+    asked = await steered.begun()
     await client.go_on()
     answer = await client.wire.message()
     assert answer.status == 408
-    await router.gone()
+    await asked.asking.given_up()
     assert replica.untouched
     assert not steered.load
     assert steered.outcomes == {"abandoned": 1}
@@ -324,11 +309,11 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(
 ) -> None:
     (replica,) = await steered.start(1)
     client = await upload(steered, noise(5_000), framing)
-    router = await steered.router.accept()
+    asked = await steered.begun()
     await client.go_on(2)
     client.wire.close()
     async with asyncio.timeout(0.2):
-        await router.gone()
+        await asked.asking.given_up()
     assert replica.untouched
     assert not steered.load
     assert steered.outcomes == {"abandoned": 1}
@@ -337,11 +322,11 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(
 async def test_a_body_that_breaks_off_its_framing(steered: Steered) -> None:
     (replica,) = await steered.start(1)
     client = await upload(steered, noise(5_000), "chunked")
-    router = await steered.router.accept()
+    asked = await steered.begun()
     await client.go_on()
     await client.wire.send(b"no size\r\n")
     assert (await client.wire.message()).status == 400
-    await router.gone()
+    await asked.asking.given_up()
     assert replica.untouched
     assert steered.outcomes == {"abandoned": 1}
     assert not steered.load
@@ -351,28 +336,27 @@ async def test_a_body_that_breaks_off_its_framing(steered: Steered) -> None:
 
 
 @FRAMINGS
-@pytest.mark.parametrize("how", ["refuses", "dies", "hangs up", "loses the bridge", "claims"])
+@pytest.mark.parametrize("how", ["refuses", "dies", "resets", "loses the bridge", "claims"])
 async def test_the_question_ends_in_the_middle_of_the_body(
     steered: Steered, framing: str, how: str
 ) -> None:
     (replica,) = await steered.start(1)
     body = noise(90_000)
     client = await upload(steered, body, framing)
-    router = await steered.router.accept()
-    question = await head_of(router)
+    asked = await steered.begun()
     await client.go_on(2)
     await asyncio.sleep(0.01)
     match how:
         case "refuses":
-            await router.send(reply(b"too much", status="413 Content Too Large"))
+            asked.asking.answer(413)
         case "dies":
-            router.reset()
-        case "hangs up":
-            router.close()
+            asked.asking.peer.die()
+        case "resets":
+            asked.asking.reset()
         case "loses the bridge":
             steered.bridge.close()
         case "claims":
-            steered.bridge.claim(question["X-Ask"].encode(), replica.name)
+            asked.claim(replica)
     upstream = await replica.accept()
     await client.end()
     request = await upstream.message()
@@ -386,8 +370,8 @@ async def test_the_question_ends_in_the_middle_of_the_body(
     }.get(how, "router_down")
     assert steered.outcomes == {outcome: 1}
     if how == "claims":
-        assert await steered.bridge.finished() == question["X-Ask"].encode()
-        await router.send(DONE)
+        assert await steered.bridge.finished() == asked.token
+        asked.asking.answer()
     await until(lambda: not steered.load, "the router has nothing in flight")
     assert steered.gateway.totals().bytes_in == len(body)
 
@@ -399,7 +383,7 @@ async def test_a_router_that_does_not_read(steered: Steered) -> None:
     replica.answers = reply()
     body = noise(3 << 20)
     client = await upload(steered, body, "length")
-    await steered.router.accept()  # whose test end takes 64 KiB unasked
+    await steered.begun()  # whose test end takes 64 KiB unasked
     async with asyncio.TaskGroup() as group:
         group.create_task(client.end())
         group.create_task(client.wire.message())
@@ -415,16 +399,14 @@ async def test_a_refused_replica_is_asked_about_again_with_the_whole_body(
     first.stop_listening()
     body = noise(60_000)
     client = await upload(steered, body, "chunked")
-    router = await steered.router.accept()
-    question = await head_of(router)
+    asked = await steered.begun()
     await client.end()
-    await router._chunks(question)
-    steered.bridge.claim(question["X-Ask"].encode(), first.name)
-    asked = Asked(router, question, steered.bridge)
+    await asked.asking.whole()
+    asked.claim(first)
     await steered.finished(asked)
     steered.publish()
-    again = await steered.chosen(second, router)
-    assert again.message.body == question.body == body
+    again = await steered.chosen(second)
+    assert again.body == asked.body == body
     assert (await client.wire.message()).status == 200
     assert second.requests[0].body == body
     await steered.finished(again)
@@ -437,9 +419,9 @@ async def test_requests_that_wait_behind_it_on_the_connection(steered: Steered) 
     wire = await steered.client(post(b"first", PATH) + post(b"second!", PATH) + post(b"3", PATH))
     for body in (b"first", b"second!", b"3"):
         asked = await steered.chosen(replica)
-        assert asked.message.body == body
+        assert asked.body == body
         assert (await wire.message()).body == body
         assert await steered.bridge.finished() == asked.token
-        await asked.wire.send(reply(b"done", "Connection: close"))
+        asked.asking.answer()
     await until(lambda: not steered.load, "the router has nothing in flight")
     await steered.ended(steered=3)

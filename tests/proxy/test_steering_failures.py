@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conversation import Wire, get, post, reply, until
-from steered import NO_TARGETS, PATH, Steered
+from conversation import Replica, Wire, get, post, reply, soon, until
+from multiplexed import Asking
+from steered import PATH, Steered
 
+from gatewayd.core import http2
 from gatewayd.core.model import Service, Timeouts
 
 BODY = b'{"model": "m", "audio": "what no router parses"}'
@@ -19,29 +22,33 @@ GONE_S = 0.1  # within which replica and router know that the client left
 # --- the router answers without having asked the bridge
 
 
+def _without_a_body(asking: Asking) -> None:
+    asking.answer_without_body(204)
+
+
+def _with_a_hint_before(asking: Asking) -> None:
+    asking.begin(103)
+    asking.answer(400)
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
-        reply(b'{"error": 1}', "X-R-Error: invalid", status=f"{status} Nope")
-        for status in (400, 404, 405, 408, 413, 415, 422, 429, 500, 501, 502)
-    ]
-    + [
-        NO_TARGETS,
-        reply(b"chunks", status="400 Bad Request", framing="chunked"),
-        reply(b"", status="204 No Content", framing="bare"),
-        reply(b"I have answered myself", "Content-Type: application/json"),
-        reply(b"moved", "Location: http://elsewhere/", status="307 Temporary Redirect"),
-        b"HTTP/1.1 103 Early Hints\r\n\r\n" + reply(b"no", status="400 Bad Request"),
+        *(200, 307, 400, 404, 405, 408, 413, 415, 422, 429, 500, 501, 502, 503),
+        *(_without_a_body, _with_a_hint_before),
     ],
 )
 async def test_what_the_router_refuses_a_replica_may_accept(
-    steered: Steered, refusal: bytes
+    steered: Steered, refusal: int | Callable[[Asking], None]
 ) -> None:
     first, second = await steered.start(2)
     first.answers = second.answers = reply(b"accepted")
     wire = await steered.client(post(BODY, PATH, "Content-Type: audio/x"))
     asked = await steered.question()
-    await asked.wire.send(refusal)
+    if isinstance(refusal, int):
+        asked.asking.answer(refusal, b"of the router")
+    else:
+        refusal(asked.asking)
     answer = await wire.message()
     assert answer.status == 200
     assert answer.body == b"accepted"
@@ -55,10 +62,20 @@ async def test_what_the_router_refuses_a_replica_may_accept(
     assert steered.bridge.silent
     # Its connection is as good as before.
     await wire.send(post(BODY, PATH))
-    asked = await steered.chosen(second, asked.wire)
+    asked = await steered.chosen(second)
     assert (await wire.message()).body == b"accepted"
     await steered.finished(asked)
     await steered.ended(fallback=1, steered=1)
+
+
+async def test_a_routing_key_that_no_frame_takes(steered: Steered) -> None:
+    (replica,) = await steered.start(1, router={"routing_key_header": "X-Session"})
+    replica.answers = reply(b"accepted")
+    steered.gateway.limit(header_size=64 * 1024)
+    wire = await steered.client(post(BODY, PATH, "X-Session: " + "k" * 20_000))
+    assert (await wire.message()).status == 200
+    await steered.ended(fallback=1)
+    assert steered.outcomes == {"refused": 1}
 
 
 async def test_a_replicas_own_refusal_is_the_clients_answer(steered: Steered) -> None:
@@ -77,7 +94,7 @@ async def test_refused_requests_are_spread_by_the_gateways_own_balancer(steered:
     for _ in range(8):
         await steered.client(post(BODY, PATH))
         asked = await steered.question()
-        await asked.wire.send(reply(b"no", "Connection: close", status="400 Bad Request"))
+        asked.asking.answer(400)
     await until(lambda: all(steered.gateway.load(r) == 2 for r in replicas), "two on each")
     assert steered.outcomes == {"refused": 8}
 
@@ -95,7 +112,7 @@ async def test_a_slow_router_is_waited_for_as_long_as_the_service_says(steered: 
     waited = time.monotonic() - began
     assert answer.status == 200
     assert 0.25 < waited < 1.5
-    assert await asked.wire.gone() == b""  # it was hung up on
+    await asked.asking.given_up()  # it was hung up on
     await steered.ended(fallback=1)
     assert steered.outcomes == {"timeout": 1}
     assert not steered.load
@@ -152,11 +169,11 @@ async def test_a_router_that_hangs_costs_few_requests_their_time(
     await steered.finished(trial)
     # It answers again: so it is asked again.
     await wire.send(post(BODY, PATH))
-    asked = await steered.chosen(replica, trial.wire)
+    asked = await steered.chosen(replica)
     await wire.message()
     await steered.finished(asked)
     assert steered.outcomes == {"timeout": 1, "skipped": 4, "steered": 2}
-    assert await hanging.wire.gone() == b""
+    await hanging.asking.given_up()
 
 
 async def test_a_trial_that_learns_nothing_leaves_the_next_to_try(
@@ -193,22 +210,56 @@ async def test_a_router_that_refuses_connections(steered: Steered) -> None:
     assert not steered.load
 
 
-@pytest.mark.parametrize(
-    "words", [b"", b"HTTP/1.1 2", b"what?\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n"]
-)
-async def test_a_router_that_breaks_before_it_answers(steered: Steered, words: bytes) -> None:
+@pytest.mark.parametrize("how", ["dies", "resets", "goes away"])
+async def test_a_router_that_breaks_before_it_answers(steered: Steered, how: str) -> None:
     (replica,) = await steered.start(1)
     replica.answers = reply()
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.question()
-    await asked.wire.send(words)
-    asked.wire.close()
+    match how:
+        case "dies":
+            asked.asking.peer.die()
+        case "resets":
+            asked.asking.reset()
+        case "goes away":
+            asked.asking.peer.send(http2.frame(http2.GOAWAY, 0, 0, bytes(8)))
     assert (await wire.message()).status == 200
     await steered.ended(fallback=1)
     assert steered.outcomes == {"router_down": 1}
     assert len(replica.requests) == 1
     assert not steered.load
     assert steered.gateway.totals().upstream_errors == {}
+
+
+@pytest.mark.parametrize(
+    "words", [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"what? no answer"]
+)
+async def test_a_router_that_does_not_speak_http2(
+    steered: Steered, words: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Known at once, not after the time that a decision may take; and said once."""
+    (replica,) = await steered.start(1)
+    replica.answers = reply()
+    old = Replica("old", steered.gateway.directory / "old.sock")
+    await old.start()
+    steered.gateway.replicas["old"] = old
+    steered.router.path = old.path
+    steered.publish()
+    wire = await steered.client()
+    for _ in range(2):
+        await wire.send(post(BODY, PATH))
+        router = await old.accept()
+        await router.expect(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        if words:
+            await router.send(words)
+        else:
+            router.close()
+        assert (await wire.message()).status == 200
+        await router.gone()
+    await steered.ended(fallback=2)
+    assert steered.outcomes == {"router_down": 2}
+    assert not steered.load
+    assert caplog.text.count("does not speak HTTP/2") == (1 if words else 0)
 
 
 async def test_an_idle_connection_that_the_router_had_closed(steered: Steered) -> None:
@@ -218,7 +269,7 @@ async def test_an_idle_connection_that_the_router_had_closed(steered: Steered) -
     asked = await steered.chosen(replica)
     await wire.message()
     await steered.finished(asked)
-    asked.wire.close()
+    asked.asking.peer.die()
     await wire.send(post(BODY, PATH))
     assert (await wire.message()).status == 200
     await until(lambda: steered.ways, "both have ended")
@@ -233,9 +284,9 @@ async def test_a_router_that_dies_after_the_claim_is_not_missed(
 ) -> None:
     async def die() -> None:
         if how == "dies":
-            asked.wire.reset()
+            asked.asking.peer.die()
         else:
-            await asked.wire.send(reply(b"upstream", status="500 Internal Server Error"))
+            asked.asking.answer(500)
         await until(lambda: not steered.load, "the router has nothing in flight")
 
     (replica,) = await steered.start(1)
@@ -267,7 +318,7 @@ async def test_loads_of_the_router_stay_right_when_one_of_two_loses_it(steered: 
     held = await steered.chosen(second)
     await second.request()
     assert steered.load == 2
-    lost.wire.reset()
+    lost.asking.reset()
     await until(lambda: steered.load == 1, "one is missed")
     await upstream.send(reply())
     assert await steered.bridge.finished() == lost.token
@@ -291,7 +342,7 @@ async def test_a_replica_that_refuses_is_asked_about_once_more(steered: Steered)
     assert steered.gateway.plane.unreachable == {"main/chat|chat-a"}
     await steered.finished(asked)
     steered.publish()  # the router has lost it
-    again = await steered.chosen(second, asked.wire)
+    again = await steered.chosen(second)
     assert again.token != asked.token
     assert (await wire.message()).body == b"from the second"
     await steered.finished(again)
@@ -313,7 +364,7 @@ async def test_the_second_question_does_not_wait_for_long(
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.chosen(first)
     await steered.finished(asked)
-    again = await steered.chosen(second, asked.wire)
+    again = await steered.chosen(second)
     assert (await wire.message()).status == 200
     await steered.finished(again)
 
@@ -329,7 +380,7 @@ async def test_the_second_question_overtakes_the_end_of_the_first(steered: Steer
     steered.publish()
     again = await steered.question()  # on another connection: the first is not answered yet
     assert steered.load == 2
-    await asked.wire.send(reply(b"done"))
+    asked.asking.answer()
     await until(lambda: steered.load == 1, "the first has ended")
     again.claim(second)
     assert (await wire.message()).status == 200
@@ -346,7 +397,7 @@ async def test_a_router_that_insists_on_a_dead_replica_is_overruled(steered: Ste
     asked = await steered.chosen(first)
     await steered.finished(asked)
     steered.publish()
-    again = await steered.chosen(first, asked.wire)
+    again = await steered.chosen(first)
     assert (await wire.message()).body == b"from the second"
     await steered.finished(again)
     await steered.ended(fallback=1)
@@ -363,7 +414,7 @@ async def test_two_dead_replicas_of_three(steered: Steered) -> None:
     asked = await steered.chosen(first)
     await steered.finished(asked)
     steered.publish()
-    again = await steered.chosen(second, asked.wire)
+    again = await steered.chosen(second)
     assert (await wire.message()).body == b"from the third"
     await steered.finished(again)
     await steered.ended(fallback=1)
@@ -377,8 +428,8 @@ async def test_all_replicas_dead_is_told_in_time(steered: Steered) -> None:
     asked = await steered.chosen(replica)
     await steered.finished(asked)
     steered.publish()
-    again = await steered.question(asked.wire)
-    await again.wire.send(NO_TARGETS)
+    again = await steered.question()
+    again.asking.answer(503)
     assert (await wire.message()).status == 502
     await steered.ended(fallback=1)
     assert not steered.load
@@ -393,7 +444,7 @@ async def test_the_router_dies_between_the_two_questions(steered: Steered) -> No
     asked = await steered.chosen(first)
     assert await steered.bridge.finished() == asked.token
     steered.router.stop_listening()
-    asked.wire.reset()
+    asked.asking.peer.die()
     assert (await wire.message()).body == b"from the second"
     await steered.ended(fallback=1)
     assert steered.outcomes == {"steered": 1, "router_down": 1}
@@ -469,7 +520,7 @@ async def test_a_replica_that_leaves_while_it_is_chosen_gets_nothing(
     assert steered.outcomes == {"gone": 6}
     for asked in questions:
         assert await steered.bridge.finished() in {q.token for q in questions}
-        await asked.wire.send(reply(b"done"))
+        asked.asking.answer()
     await until(lambda: not steered.load, "the router has nothing in flight")
     await steered.ended(fallback=6)
 
@@ -562,7 +613,7 @@ async def test_a_bridge_that_goes_while_it_is_waited_for(steered: Steered) -> No
     for wire in wires:
         assert (await wire.message()).status == 200
     for asked in questions:
-        assert await asked.wire.gone() == b""
+        await asked.asking.given_up()
     await steered.ended(fallback=3)
     assert steered.outcomes == {"bridge_down": 3}
     assert not steered.load
@@ -577,7 +628,7 @@ async def test_a_bridge_that_goes_after_the_claim_is_not_missed(steered: Steered
     await wire.upto(b"1\r\na\r\n")
     steered.bridge.close()
     # The router loses its target and says so to somebody who does not listen.
-    await asked.wire.send(reply(b"reset", status="500 Internal Server Error"))
+    asked.asking.answer(500)
     await until(lambda: not steered.load, "the router has nothing in flight")
     await upstream.send(b"1\r\nb\r\n0\r\n\r\n")
     await wire.expect(b"1\r\nb\r\n0\r\n\r\n")
@@ -615,7 +666,7 @@ async def test_a_client_that_leaves_before_the_claim(steered: Steered, how: str)
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.question()
     getattr(wire, how)()
-    await _gone_within(asked.wire, GONE_S)
+    await soon(asked.asking.given_up(), GONE_S)
     await steered.ended(**{"-": 1})
     assert steered.outcomes == {"abandoned": 1}
     assert steered.gateway.totals().codes == {499: 1}
@@ -671,7 +722,7 @@ async def test_a_client_that_leaves_between_the_two_questions(
     await until(lambda: steered.ways, "it was missed")
     assert not steered.gateway.plane._tasks
     assert second.untouched
-    assert len(steered.router.wires) == 1
+    assert len(steered.router.peers[0].asking) == 1
 
 
 async def test_a_client_that_leaves_as_it_is_claimed_for(steered: Steered) -> None:
@@ -683,7 +734,7 @@ async def test_a_client_that_leaves_as_it_is_claimed_for(steered: Steered) -> No
         asked.claim(replica)
         wire.reset()
         assert await steered.bridge.finished() == asked.token
-        await asked.wire.send(reply(b"done", "Connection: close"))
+        asked.asking.answer()
     await until(lambda: not steered.load, "the router has nothing in flight")
     await until(lambda: sum(steered.ways.values()) == 20, "all have ended")
     assert not steered.gateway.load(replica)
@@ -693,7 +744,7 @@ async def test_a_client_of_a_fallback_leaves(steered: Steered) -> None:
     (replica,) = await steered.start(1)
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.question()
-    await asked.wire.send(NO_TARGETS)
+    asked.asking.answer(503)
     upstream, _ = await replica.request()
     wire.close()
     await _gone_within(upstream, GONE_S)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conversation import Message, get, post, reply, soon, until
+from conversation import Message, get, post, reply, until
 from harness import Gateway
-from steered import DONE, PATH, TRAITS, Steered, headers_of
+from steered import PATH, TRAITS, Steered, headers_of
 
 from gatewayd.core.model import Log
 from gatewayd.core.steering import asking_slot
@@ -50,7 +50,7 @@ async def test_the_replica_gets_the_clients_own_bytes(steered: Steered) -> None:
     assert got.body == b'{"id": 1}'
     assert got["X-Of"] == "replica"
     assert got["Vary"] == "Cookie"
-    assert got["X-Request-Id"] == request["X-Request-Id"] == asked.message["X-Request-Id"]
+    assert got["X-Request-Id"] == request["X-Request-Id"] == asked.asking["X-Request-Id"]
     assert not got.all("X-Gatewayd-Replica")
     await steered.finished(asked)
     await steered.ended(steered=1)
@@ -64,12 +64,14 @@ async def test_the_router_gets_the_question_and_no_secret(steered: Steered) -> N
         post(BODY, PATH, "Authorization: Bearer of-the-client", "X-R-Target: mine", "X-Other: y")
     )
     asked = await steered.chosen(replica)
-    question = asked.message
-    assert question.start == f"POST {PATH} HTTP/1.1"
-    assert question.body == BODY
+    question = asked.asking
+    assert [name for name, _ in question.fields] == [
+        *(":method", ":scheme", ":path", ":authority", "content-type", "authorization"),
+        *("x-ask", "x-request-id"),
+    ]
+    assert (question[":method"], question[":path"]) == ("POST", PATH)
     assert question["Authorization"] == "Bearer of-the-router"
-    assert "X-R-Target" not in question
-    assert question["X-Other"] == "y"
+    assert asked.body == BODY
     assert asking_slot(asked.token) == 0
     upstream, request = await replica.request()
     assert request["Authorization"] == "Bearer of-the-client"  # this service needs no token
@@ -84,16 +86,16 @@ async def test_a_client_cannot_ask_in_our_name(steered: Steered) -> None:
     wire = await steered.client(post(BODY, PATH, "X-Ask: s0.0.1", "x-ask: s0.0.2"))
     asked = await steered.chosen(replica)
     assert asked.token not in (b"s0.0.2", b"")
-    assert len(asked.message.all("X-Ask")) == 1
+    assert len(asked.asking.all("X-Ask")) == 1
     upstream, _ = await replica.request()
     await upstream.send(reply())
     await wire.message()
     await steered.finished(asked)
     await wire.send(post(BODY, "/v1/responses", "X-Ask: s0.0.1", "X-Request-Id: s0.0.1"))
-    carried = await asked.wire.message()
+    router, carried = await steered.router.request()
     assert "X-Ask" not in carried
     assert asking_slot(carried["X-Request-Id"].encode()) is None
-    await asked.wire.send(reply())
+    await router.send(reply())
     await wire.message()
     await steered.ended(steered=1, through=1)
 
@@ -167,12 +169,12 @@ async def test_connections_to_the_router_are_used_again(steered: Steered) -> Non
     tokens = {asked.token}
     for _ in range(3):
         await wire.send(post(BODY, PATH))
-        asked = await steered.chosen(replica, asked.wire)
+        asked = await steered.chosen(replica)
         tokens.add(asked.token)
         await wire.message()
         await steered.finished(asked)
     assert len(tokens) == 4
-    assert len(steered.router.wires) == 1
+    assert len(steered.router.peers) == 1
     await steered.ended(steered=4)
 
 
@@ -186,7 +188,7 @@ async def test_answers_of_the_bridge_are_told_apart(steered: Steered) -> None:
     assert len({question.token for question in asked}) == 50
     expected = {}
     for question in reversed(asked):
-        number = json.loads(question.message.body)["n"]
+        number = json.loads(question.body)["n"]
         expected[number] = replicas[number % 3].name
         question.claim(expected[number])
     for number, wire in enumerate(wires):
@@ -194,7 +196,7 @@ async def test_answers_of_the_bridge_are_told_apart(steered: Steered) -> None:
     finished = {await steered.bridge.finished() for _ in wires}
     assert finished == {question.token for question in asked}
     for question in asked:
-        await question.wire.send(DONE)
+        question.asking.answer()
     await until(lambda: not steered.load, "the router has nothing in flight")
     await steered.ended(steered=50)
 
@@ -211,19 +213,18 @@ async def test_the_routing_key_is_what_the_service_names(steered: Steered) -> No
     replica.answers = reply()
     wire = await steered.client(post(BODY, PATH, "X-Session: alice", "X-R-Key: mallory"))
     asked = await steered.chosen(replica)
-    assert asked.message.all("X-R-Key") == ["alice"]
-    assert asked.message["X-Session"] == "alice"
+    assert asked.asking.all("X-R-Key") == ["alice"]
     await wire.message()
     await steered.finished(asked)
     # Through the router as well, and none without the client's field.
     await wire.send(post(BODY, "/v1/responses", "X-Session: bob"))
-    carried = await asked.wire.message()
+    router, carried = await steered.router.request()
     assert carried.all("X-R-Key") == ["bob"]
-    await asked.wire.send(reply())
+    await router.send(reply())
     await wire.message()
     await wire.send(post(BODY, "/v1/responses", "X-R-Key: mallory"))
-    assert not (await asked.wire.message()).all("X-R-Key")
-    await asked.wire.send(reply())
+    assert not (await router.message()).all("X-R-Key")
+    await router.send(reply())
     await wire.message()
 
 
@@ -235,12 +236,10 @@ async def test_a_request_without_a_key_gets_one_of_its_own_where_the_router_need
     replica.answers = reply()
     wire = await steered.client()
     keys = []
-    router = None
     for field in ("X-Session: alice", "X-Other: x", "X-Other: x", "X-R-Key: mallory"):
         await wire.send(post(BODY, PATH, field))
-        asked = await steered.chosen(replica, router)
-        keys += asked.message.all("X-R-Key")
-        router = asked.wire
+        asked = await steered.chosen(replica)
+        keys += asked.asking.all("X-R-Key")
         await wire.message()
         await steered.finished(asked)
     assert keys[0] == "alice"
@@ -258,8 +257,8 @@ async def test_debug_headers_name_the_replica(steered: Steered, shown: bool) -> 
     assert answer.all("X-Gatewayd-Replica") == ([second.name] if shown else [])
     await steered.finished(asked)
     await wire.send(post(BODY, "/v1/responses"))
-    await asked.wire.message()
-    await asked.wire.send(reply(b"ok", f"X-Gatewayd-Replica: {first.name}"))
+    router, _ = await steered.router.request()
+    await router.send(reply(b"ok", f"X-Gatewayd-Replica: {first.name}"))
     answer = await wire.message()
     assert answer.all("X-Gatewayd-Replica") == ([first.name] if shown else [])
 
@@ -293,12 +292,12 @@ class TestTheAccessLog:
         await wire.message()
         await steered.finished(asked)
         await wire.send(post(BODY, PATH))
-        asked = await steered.question(asked.wire)
-        await asked.wire.send(reply(b"no", status="400 Bad Request"))
+        asked = await steered.question()
+        asked.asking.answer(400)
         await wire.message()
         await wire.send(post(BODY, "/v1/responses"))
-        await asked.wire.message()
-        await asked.wire.send(reply(b"ok", f"X-Gatewayd-Replica: {first.name}"))
+        router, _ = await steered.router.request()
+        await router.send(reply(b"ok", f"X-Gatewayd-Replica: {first.name}"))
         await wire.message()
         log = tmp_path / "access.log"
         await until(lambda: log.exists() and log.read_text().count("\n") == 3, "three lines")
@@ -315,13 +314,11 @@ async def test_a_router_that_decides_before_the_body_has_come(steered: Steered) 
     sent = [bytes([65 + n]) * 3000 for n in range(8)]
     body = b"".join(sent)
     wire = await steered.client(get(PATH, f"Content-Length: {len(body)}", method="POST") + sent[0])
-    router = await steered.router.accept()
-    head = await router.upto(b"\r\n\r\n")
-    token = next(x for x in head.split(b"\r\n") if x.startswith(b"x-ask: "))[7:]
-    await router.expect(sent[0])
+    asked = await steered.begun()
+    await asked.asking.has(3000)
     await wire.send(sent[1])
-    await router.expect(sent[1])
-    steered.bridge.claim(token, replica.name)
+    await asked.asking.has(6000)
+    asked.claim(replica)
     upstream = await replica.accept()
     for piece in sent[2:]:
         await wire.send(piece)
@@ -330,10 +327,9 @@ async def test_a_router_that_decides_before_the_body_has_come(steered: Steered) 
     assert request.body == body
     await upstream.send(reply(b"got it"))
     assert (await wire.message()).body == b"got it"
-    assert await steered.bridge.finished() == token
-    await router.send(DONE)
-    await until(lambda: not steered.load, "the router has nothing in flight")
-    assert await soon(router.gone()) == b""  # it was never sent the rest
+    await steered.finished(asked)
+    await asked.asking.given_up()
+    assert asked.body == sent[0] + sent[1]  # it was never sent the rest
     await steered.ended(steered=1)
 
 
@@ -344,19 +340,15 @@ async def test_a_chunked_body_without_an_end_yet_is_asked_about_when_it_has_one(
     replica.answers = reply()
     wire = await steered.client(get(PATH, "Transfer-Encoding: chunked", method="POST"))
     await wire.send(b"3\r\nabc\r\n")
-    router = await steered.router.accept()
-    head = await router.upto(b"\r\n\r\n")
-    assert b"Transfer-Encoding: chunked\r\n" in head
-    await router.expect(b"3\r\nabc\r\n")
+    asked = await steered.begun()
+    await asked.asking.has(3)
+    assert not asked.asking.ended
     await wire.send(b"2;ext=1\r\nde\r\n", b"0\r\n\r\n")
-    await router.expect(b"2\r\nde\r\n0\r\n\r\n")
-    token = next(x for x in head.split(b"\r\n") if x.startswith(b"x-ask: "))[7:]
-    steered.bridge.claim(token, replica.name)
+    assert await asked.asking.whole() == b"abcde"
+    asked.claim(replica)
     assert (await wire.message()).body == b"ok"
     assert replica.requests[0].body == b"abcde"
-    assert await steered.bridge.finished() == token
-    await router.send(DONE)
-    await until(lambda: not steered.load, "the router has nothing in flight")
+    await steered.finished(asked)
 
 
 async def test_an_answer_that_the_bridge_begins_is_no_refusal(steered: Steered) -> None:
@@ -364,8 +356,7 @@ async def test_an_answer_that_the_bridge_begins_is_no_refusal(steered: Steered) 
     (replica,) = await steered.start(1)
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.question()
-    head = reply(b"", f"X-Gatewayd-Replica: {replica.name}", framing="chunked")[:-5]
-    await asked.wire.send(head)
+    asked.asking.begin()
     await asyncio.sleep(0.02)
     assert steered.outcomes == {}
     asked.claim(replica)
@@ -373,13 +364,6 @@ async def test_an_answer_that_the_bridge_begins_is_no_refusal(steered: Steered) 
     await upstream.send(reply(b"straight"))
     assert (await wire.message()).body == b"straight"
     assert await steered.bridge.finished() == asked.token
-    await asked.wire.send(b"0\r\n\r\n")
+    asked.asking.end()
     await until(lambda: not steered.load, "the router has nothing in flight")
     await steered.ended(steered=1)
-    # The connection is as good as before.
-    await wire.send(post(BODY, PATH))
-    again = await steered.chosen(replica, asked.wire)
-    await upstream.message()
-    await upstream.send(reply())
-    await wire.message()
-    await steered.finished(again)

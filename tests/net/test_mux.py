@@ -1,0 +1,513 @@
+"""Requests on shared connections: bodies whole under any window, every end told once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conversation import until
+from multiplexed import Asking, Peer, Router
+
+from gatewayd.core import http2
+from gatewayd.core.model import TcpAddress, UnixAddress
+from gatewayd.core.retry import Failure
+from gatewayd.net import mux as mux_module
+from gatewayd.net.mux import Mux, Stream
+from gatewayd.net.mux_pool import MuxPool
+from gatewayd.net.pool import ConnectFailedError
+
+HEAD = http2.post(b"/v1", b"router", ((b"x-ask", b"s0.1.1"),))
+
+
+@dataclass
+class Asker:
+    ends: list[str] = field(default_factory=list)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answered(self) -> None:
+        self.ends.append("answered")
+        self.moved.set()
+
+    def broken(self) -> None:
+        self.ends.append("broken")
+        self.moved.set()
+
+    async def end(self) -> str:
+        async with asyncio.timeout(5):
+            await self.moved.wait()
+        await asyncio.sleep(0.005)
+        (only,) = self.ends  # told once
+        return only
+
+
+@dataclass
+class Pair:
+    """A connection and its scripted peer."""
+
+    mux: Mux
+    peer: Peer
+    heard: list[Asking]
+
+    async def ask(self, body: bytes | None = b"{}") -> tuple[Asker, Stream, Asking]:
+        asker = Asker()
+        count = len(self.heard)
+        stream = self.mux.post(asker, HEAD, body)
+        await until(lambda: len(self.heard) > count, "it arrives")
+        return asker, stream, self.heard[-1]
+
+
+@asynccontextmanager
+async def pair(path: Path, **options: object) -> AsyncIterator[Pair]:
+    loop = asyncio.get_running_loop()
+    heard: list[Asking] = []
+    made: asyncio.Queue[Peer] = asyncio.Queue()
+
+    def peer() -> Peer:
+        new = Peer(heard.append, **options)  # type: ignore[arg-type]
+        made.put_nowait(new)
+        return new
+
+    server = await loop.create_unix_server(peer, str(path))
+    _, mux = await loop.create_unix_connection(lambda: Mux(loop), str(path))
+    try:
+        async with asyncio.timeout(5):
+            yield Pair(mux, await made.get(), heard)
+    finally:
+        mux.close()
+        server.close()
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+async def test_a_request_and_its_answer(path: Path) -> None:
+    async with pair(path) as both:
+        asker, stream, asking = await both.ask(b'{"a": 1}')
+        assert asking.fields == [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/v1"),
+            (":authority", "router"),
+            ("x-ask", "s0.1.1"),
+        ]
+        assert await asking.whole() == b'{"a": 1}'
+        assert stream.sent
+        assert not both.mux.idle
+        asking.begin()
+        asking.peer.send(http2.frame(http2.DATA, 0, asking.number, b"part"))
+        await asyncio.sleep(0.01)
+        assert asker.ends == []  # only its end is told
+        asking.end(b"rest")
+        assert await asker.end() == "answered"
+        assert both.mux.idle
+        assert both.mux.free
+
+
+async def test_what_we_say_of_ourselves(path: Path) -> None:
+    async with pair(path) as both:
+        await both.ask()
+        told = dict(both.peer.told)
+        assert told == {
+            http2.HEADER_TABLE_SIZE: 0,
+            http2.ENABLE_PUSH: 0,
+            http2.INITIAL_WINDOW_SIZE: http2.LARGEST,
+        }
+        await until(lambda: (http2.SETTINGS, http2.ACK, 0, b"") in both.peer.frames)
+        both.peer.send(http2.frame(http2.PING, 0, 0, b"12345678"))
+        await until(lambda: (http2.PING, http2.ACK, 0, b"12345678") in both.peer.frames)
+
+
+async def test_no_body_and_an_answer_without_one(path: Path) -> None:
+    async with pair(path) as both:
+        asker, stream, asking = await both.ask(b"")
+        assert asking.ended
+        assert stream.sent
+        asking.answer_without_body(204)
+        assert await asker.end() == "answered"
+
+
+async def test_an_interim_answer_is_none(path: Path) -> None:
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        asking.begin(103)
+        await asyncio.sleep(0.01)
+        assert asker.ends == []
+        asking.answer(200)
+        assert await asker.end() == "answered"
+
+
+async def test_many_at_once_answered_in_any_order(path: Path) -> None:
+    async with pair(path) as both:
+        all_ = [await both.ask(b"%d" % n) for n in range(150)]
+        assert len({stream.number for _, stream, _ in all_}) == 150
+        for _, _, asking in reversed(all_):
+            asking.answer()
+        for asker, _, _ in all_:
+            assert await asker.end() == "answered"
+        assert [int(asking.body) for _, _, asking in all_] == list(range(150))
+
+
+class Written(asyncio.Transport):
+    """A transport that only notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+
+async def test_what_is_asked_in_one_turn_is_one_write() -> None:
+    mux = Mux(asyncio.get_running_loop())
+    transport = Written()
+    mux.connection_made(transport)
+    streams = [mux.post(Asker(), HEAD, b"{}") for _ in range(10)]
+    window = mux.window
+    streams.pop(3).cancel()  # of which the peer never hears
+    assert mux.window == window + 2
+    assert transport.writes == []
+    await asyncio.sleep(0)
+    (said,) = transport.writes
+    frames = [kind for kind, *_ in http2.read_frames(said[24:])]  # without the preface's words
+    assert frames[2:] == [http2.HEADERS, http2.DATA] * 9
+    streams[0].cancel()
+    await asyncio.sleep(0)
+    assert [kind for kind, *_ in http2.read_frames(transport.writes.pop())] == [http2.RST_STREAM]
+    mux.post(Asker(), HEAD, bytes(60_000))
+    mux.post(Asker(), HEAD, b"{}")
+    await asyncio.sleep(0)
+    assert len(transport.writes) == 2
+
+
+# --- bodies and windows
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ((http2.INITIAL_WINDOW_SIZE, 1),),
+        ((http2.INITIAL_WINDOW_SIZE, 1000), (http2.MAX_FRAME_SIZE, 16384)),
+        ((http2.INITIAL_WINDOW_SIZE, 1 << 20), (http2.MAX_FRAME_SIZE, 1 << 20)),
+    ],
+)
+@pytest.mark.parametrize("pieces", [0, 1, 7])
+async def test_a_body_arrives_whole_under_any_window(
+    path: Path, settings: tuple[tuple[int, int], ...], pieces: int
+) -> None:
+    size = 3000 if dict(settings).get(http2.INITIAL_WINDOW_SIZE) == 1 else 500_000
+    body = os.urandom(size)
+    async with pair(path, settings=settings) as both:
+        asker, stream, asking = await both.ask(None if pieces else body)
+        if pieces:
+            step = -(-size // pieces)
+            for at in range(0, size, step):
+                stream.write(body[at : at + step])
+                await stream.drained()
+            stream.write(b"", last=True)
+        assert await asking.whole() == body
+        assert stream.sent
+        asking.answer()
+        assert await asker.end() == "answered"
+
+
+async def test_bodies_share_the_connections_window(path: Path) -> None:
+    bodies = [os.urandom(50_000 + n) for n in range(6)]
+    async with pair(path) as both:
+        all_ = [await both.ask(body) for body in bodies]
+        for (_, _, asking), body in zip(all_, bodies, strict=True):
+            assert await asking.whole() == body
+
+
+async def test_a_peer_that_does_not_read_holds_the_writer_back(path: Path) -> None:
+    async with pair(path, takes=False) as both:
+        asker, stream, asking = await both.ask(None)
+        written = 0
+        while not stream.paused:
+            stream.write(bytes(10_000))
+            written += 10_000
+        assert written < 200_000
+        waiting = asyncio.ensure_future(stream.drained())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        both.peer.takes = True
+        both.peer.send(
+            http2.window_update(0, 1 << 20) + http2.window_update(asking.number, 1 << 20)
+        )
+        async with asyncio.timeout(5):
+            await waiting
+        stream.write(b"", last=True)
+        assert len(await asking.whole()) == written
+        assert asker.ends == []
+
+
+@pytest.mark.parametrize("end", ["cancel", "reset", "die", "answer"])
+async def test_whoever_waits_to_write_is_woken_by_the_end(path: Path, end: str) -> None:
+    async with pair(path, takes=False) as both:
+        asker, stream, asking = await both.ask(None)
+        stream.write(bytes(300_000))
+        waiting = asyncio.ensure_future(stream.drained())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        match end:
+            case "cancel":
+                stream.cancel()
+            case "reset":
+                asking.reset()
+            case "die":
+                both.peer.die()
+            case "answer":
+                asking.answer(413)
+        async with asyncio.timeout(5):
+            await waiting
+        stream.write(b"into nothing", last=True)
+        expected = {"cancel": [], "answer": ["answered"]}.get(end, ["broken"])
+        await until(lambda: asker.ends == expected)
+        assert both.mux.idle
+
+
+# --- endings
+
+
+async def test_one_that_is_cancelled_ends_for_the_peer_alone(path: Path) -> None:
+    async with pair(path) as both:
+        asker, stream, asking = await both.ask()
+        other, _, kept = await both.ask()
+        stream.cancel()
+        stream.cancel()
+        await asking.given_up()
+        asking.answer()  # it crossed the cancellation
+        kept.answer()
+        assert await other.end() == "answered"
+        assert asker.ends == []
+        assert repr(stream) == f"<Stream {stream.number} over>"
+
+
+async def test_a_peer_that_needs_no_more_of_a_body(path: Path) -> None:
+    async with pair(path) as both:
+        asker, stream, asking = await both.ask(None)
+        stream.write(b"a part")
+        await asking.has(6)
+        asking.answer(413)
+        asking.reset(0)
+        assert await asker.end() == "answered"
+        await asking.given_up()
+        assert both.mux.idle
+
+
+async def test_a_peer_that_resets_one(path: Path) -> None:
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        other, _, kept = await both.ask()
+        asking.reset()
+        assert await asker.end() == "broken"
+        kept.answer()
+        assert await other.end() == "answered"
+
+
+async def test_a_peer_that_dies(path: Path) -> None:
+    async with pair(path) as both:
+        all_ = [await both.ask() for _ in range(5)]
+        both.peer.die()
+        for asker, _, _ in all_:
+            assert await asker.end() == "broken"
+        assert not both.mux.free
+        assert both.mux.idle
+
+
+async def test_a_peer_that_goes_away(path: Path) -> None:
+    """What it has taken ends, what it has not is broken, and nothing new begins."""
+    async with pair(path) as both:
+        first = await both.ask()
+        second = await both.ask()
+        last = first[1].number.to_bytes(4, "big")
+        both.peer.send(http2.frame(http2.GOAWAY, 0, 0, last + bytes(4)))
+        assert await second[0].end() == "broken"
+        assert not both.mux.free
+        assert not both.peer.gone
+        first[2].answer()
+        assert await first[0].end() == "answered"
+        await until(lambda: both.peer.gone, "it is closed with its last one")
+
+
+async def test_retired_it_closes_with_its_last_one(path: Path) -> None:
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        both.mux.retire()
+        assert not both.mux.free
+        await asyncio.sleep(0.01)
+        assert not both.peer.gone
+        asking.answer()
+        assert await asker.end() == "answered"
+        await until(lambda: both.peer.gone)
+
+
+async def test_numbers_do_not_run_out(path: Path) -> None:
+    async with pair(path) as both:
+        both.mux._next = http2.LARGEST - 1000
+        await both.ask()
+        assert not both.mux.free
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (1 << 20).to_bytes(3, "big") + b"\0\0\0\0\0\1" + bytes(1 << 20),  # larger than we take
+        http2.frame(http2.SETTINGS, 0, 0, b"12345"),
+        http2.frame(http2.WINDOW_UPDATE, 0, 0, b""),
+        http2.frame(http2.WINDOW_UPDATE, 0, 77, b"\xff\xff\xff\xff"),
+        http2.frame(http2.GOAWAY, 0, 0, b""),
+        http2.frame(http2.RST_STREAM, 0, 0, b""),
+        http2.frame(http2.DATA, http2.END_STREAM, 9, b"of nobody"),
+        http2.frame(http2.HEADERS, http2.END_STREAM, 9, b"\x88"),
+        http2.frame(99, 255, 12, b"unknown"),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3000,
+    ],
+)
+async def test_nonsense_breaks_at_most_the_connection(path: Path, words: bytes) -> None:
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        both.peer.send(words)
+        await asyncio.sleep(0.02)
+        asking.answer()
+        assert await asker.end() in ("answered", "broken")
+
+
+async def test_frames_that_come_byte_by_byte(path: Path) -> None:
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        said: list[bytes] = []
+        both.peer.send = said.append  # type: ignore[method-assign]
+        asking.answer(200, b"some words")
+        for byte in b"".join(said):
+            both.mux.data_received(bytes((byte,)))
+        assert await asker.end() == "answered"
+
+
+async def test_a_connection_that_has_received_much_takes_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mux_module, "_TOP_UP", 100_000)
+    async with pair(path) as both:
+        asker, _, asking = await both.ask()
+        asking.answer(200, bytes(150_000))
+        assert await asker.end() == "answered"
+
+        def opened() -> list[int]:
+            return [
+                int.from_bytes(payload, "big")
+                for kind, _, number, payload in both.peer.frames
+                if kind == http2.WINDOW_UPDATE and number == 0
+            ][1:]  # the first is of the preface
+
+        await until(lambda: opened() and sum(opened()) > 100_000)
+
+
+# --- the pool
+
+
+@asynccontextmanager
+async def router(path: Path) -> AsyncIterator[tuple[Router, MuxPool]]:
+    scripted = Router("router", path)
+    await scripted.start()
+    pool = MuxPool(UnixAddress(str(path)), asyncio.get_running_loop())
+    try:
+        yield scripted, pool
+    finally:
+        pool.close()
+        await scripted.stop()
+
+
+async def test_one_connection_serves_many_until_it_is_full(path: Path) -> None:
+    async with router(path) as (scripted, pool):
+        assert pool.take() is None
+        askers = []
+        for _ in range(450):
+            mux = pool.take() or await pool.connect(5)
+            askers.append(Asker())
+            mux.post(askers[-1], HEAD, b"{}")
+            if len(askers) == 1:
+                await scripted.asked()
+                await until(lambda mux=mux: mux._most == 200)
+        await until(lambda: sum(len(p.asking) for p in scripted.peers) == 450)
+        # The peers of the second and third had not said yet how many they take.
+        assert 3 <= len(scripted.peers) <= 5
+        for peer in scripted.peers:
+            assert len(peer.asking) <= 200
+            for asking in peer.asking.values():
+                asking.answer()
+        for asker in askers:
+            assert await asker.end() == "answered"
+        first = pool.take()
+        assert first is pool._all[0]
+        pool.close_idle(asyncio.get_running_loop().time() + 1)
+        await until(lambda: all(peer.gone for peer in scripted.peers))
+        assert pool.take() is None
+
+
+async def test_those_who_come_together_share_what_is_being_made(path: Path) -> None:
+    async with router(path) as (scripted, pool):
+
+        async def one() -> None:
+            mux = pool.take() or await pool.connect(5)
+            mux.post(Asker(), HEAD, b"{}")
+
+        await asyncio.gather(*(one() for _ in range(60)))
+        await until(lambda: scripted.peers and len(scripted.peers[0].asking) == 60)
+        assert len(scripted.peers) == 1
+
+
+async def test_a_dead_connection_is_not_taken(path: Path) -> None:
+    async with router(path) as (scripted, pool):
+        mux = await pool.connect(5)
+        await until(lambda: scripted.peers)
+        scripted.peers[0].die()
+        await until(lambda: not mux.free)
+        assert pool.take() is None
+        again = await pool.connect(5)
+        assert again is not mux
+        assert pool._all == [again]
+        await until(lambda: len(scripted.peers) == 2)
+
+
+async def test_retired_connections_end_with_what_they_carry(path: Path) -> None:
+    async with router(path) as (scripted, pool):
+        mux = await pool.connect(5)
+        asker = Asker()
+        mux.post(asker, HEAD, b"{}")
+        asking = await scripted.asked()
+        pool.retire()
+        assert pool.take() is None
+        asking.answer()
+        assert await asker.end() == "answered"
+        await until(lambda: scripted.peers[0].gone)
+
+
+async def test_nobody_listens(path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    for address in (UnixAddress(str(path)), TcpAddress("127.0.0.1", 1)):
+        pool = MuxPool(address, loop)
+        with pytest.raises(ConnectFailedError) as caught:
+            await pool.connect(5)
+        assert caught.value.failure is Failure.CONNECT
+
+
+async def test_a_connect_that_takes_too_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = MuxPool(UnixAddress(str(path)), asyncio.get_running_loop())
+
+    async def never(*_: object) -> Mux:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(pool, "_connect", never)
+    waits: list[Callable[[], object]] = [lambda: pool.connect(0.05)] * 2
+    failures = await asyncio.gather(*(wait() for wait in waits), return_exceptions=True)  # type: ignore[call-overload]
+    assert [f.failure for f in failures] == [Failure.TIMEOUT_CONNECT] * 2
