@@ -224,6 +224,8 @@ class Mux(asyncio.Protocol):
         self._waiting = [said for said in self._waiting if said[0] != number]
         # Never empty while its leaving is due, else that would be asked for twice.
         self._waiting = self._waiting or [(0, b"")]
+        self._blocked.pop(number, None)
+        self._flush_blocked()  # others may have waited for the window that it took
 
     def wait(self, stream: Stream, *, blocked: bool) -> None:
         """For the peer to open a window."""

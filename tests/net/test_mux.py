@@ -188,6 +188,20 @@ async def test_what_is_asked_in_one_turn_is_one_write() -> None:
     assert len(transport.writes) == 2
 
 
+async def test_what_is_taken_back_in_its_turn_leaves_its_window_to_others() -> None:
+    mux = Mux(asyncio.get_running_loop())
+    transport = Written()
+    mux.connection_made(transport)
+    large = mux.post(Asker(), HEAD, bytes(100_000))  # all of the window and more
+    other = mux.post(Asker(), HEAD, b"{}")
+    assert not other.sent
+    large.cancel()
+    assert other.sent
+    await asyncio.sleep(0)
+    (said,) = transport.writes
+    assert [kind for kind, *_ in http2.read_frames(said[24:])][2:] == [http2.HEADERS, http2.DATA]
+
+
 # --- bodies and windows
 
 
