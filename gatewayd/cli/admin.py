@@ -41,9 +41,12 @@ def admin_address(options: argparse.Namespace) -> Address:
     from gatewayd.config.load import load_config
 
     try:
-        return load_config(options.config, os.environ).listen.admin
+        address = load_config(options.config, os.environ).listen.admin
     except ConfigError as error:
         raise AdminError(f"{error}\n--admin says where the gateway is, without its file") from error
+    if not isinstance(address, TcpAddress | UnixAddress):
+        raise AdminError(f"listen.admin is {address}, a socket of systemd's: --admin says where")
+    return address
 
 
 class Admin:

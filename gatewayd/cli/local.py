@@ -18,23 +18,30 @@ from gatewayd.cli import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, complain
 
 if TYPE_CHECKING:
     from gatewayd.control.spawn import Spawned
+    from gatewayd.net.handover import Inherited
 
 
 def run(options: argparse.Namespace) -> int:
     from gatewayd.control import spawn
+    from gatewayd.net import handover
 
     path = os.path.abspath(options.config)  # a reload must find it again
+    try:
+        inherited = handover.inherited(os.environ)
+    except handover.HandoverError as error:
+        complain(str(error))
+        return EXIT_FAILURE
     # Before anything else is imported, so that control's and the workers' imports overlap.
     spawn.allow_descriptors()
     ahead = spawn.ahead(path)
     try:
-        return _run(path, ahead)
+        return _run(path, ahead, inherited)
     finally:
         for spawned in ahead:
             spawned.discard()
 
 
-def _run(path: str, ahead: list[Spawned]) -> int:
+def _run(path: str, ahead: list[Spawned], inherited: Inherited | None) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
     from gatewayd.control.certificate_check import check_certificate
@@ -55,7 +62,16 @@ def _run(path: str, ahead: list[Spawned]) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     eventlog.configure(config.log)
-    return _in_loop(lambda: serve(config, load=load, environ=os.environ, ahead=ahead))
+    return _in_loop(
+        lambda: serve(
+            config,
+            load=load,
+            environ=os.environ,
+            ahead=ahead,
+            inherited=inherited,
+            again=sys.orig_argv,  # looked up anew: what is installed there by then
+        )
+    )
 
 
 def check(options: argparse.Namespace) -> int:

@@ -77,6 +77,7 @@ def convert(
         no_auth=isinstance(raw.auth, NoAuthTable),
         limits=Limits(**raw.limits.model_dump()),
         drain_timeout=raw.drain_timeout,
+        upgrade_drain_timeout=raw.upgrade_drain_timeout,
         ports=_ports(raw.ports, rules),
         stats_count=raw.stats.count,
         debug_headers=raw.debug_headers,
@@ -111,8 +112,8 @@ def _listen(raw: ListenTable, https: tuple[ListenAddress, ...], rules: Rules) ->
     places: list[tuple[tuple[str | int, ...], Address | None]] = [
         *((("listen", "http", i), bound.address) for i, bound in enumerate(raw.http)),
         *((("listen", "https", i), bound.address) for i, bound in enumerate(https)),
-        (("listen", "admin"), raw.admin),
-        (("listen", "metrics"), raw.metrics),
+        (("listen", "admin"), _bindable(raw.admin)),
+        (("listen", "metrics"), _bindable(raw.metrics)),
     ]
     for i, (loc, address) in enumerate(places):
         for earlier_loc, earlier in places[:i]:
@@ -120,10 +121,16 @@ def _listen(raw: ListenTable, https: tuple[ListenAddress, ...], rules: Rules) ->
                 rules.broken(
                     loc, f"{address} collides with {earlier} of {rules.path(*earlier_loc)}"
                 )
-    names = [bound.fd_name for bound in (*raw.http, *https) if bound.fd_name is not None]
+    everywhere = (*raw.http, *https, raw.admin, raw.metrics)
+    names = [at.fd_name for at in everywhere if isinstance(at, ListenAddress) and at.fd_name]
     if len(set(names)) != len(names):
         rules.broken(("listen", "http"), "a systemd socket stands here twice")
     return Listen(http=tuple(raw.http), admin=raw.admin, metrics=raw.metrics, https=https)
+
+
+def _bindable(at: Address | ListenAddress | None) -> Address | None:
+    """None for what systemd has bound."""
+    return None if isinstance(at, ListenAddress) else at
 
 
 def _collide(one: Address, other: Address) -> bool:

@@ -23,7 +23,7 @@ from gatewayd.core.model import (
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where a public listener is bound: TCP, a Unix socket, or a socket handed over by systemd."""
+    """Where something listens: TCP, a Unix socket, or a socket handed over by systemd."""
 
     address: Address | None
     fd_name: str | None = None  # `fd:NAME`: the socket systemd passed under that name
@@ -35,8 +35,8 @@ class ListenAddress:
 @dataclass(frozen=True, slots=True)
 class Listen:
     http: tuple[ListenAddress, ...]
-    admin: Address
-    metrics: Address | None = None
+    admin: Address | ListenAddress  # the latter for `fd:NAME` alone
+    metrics: Address | ListenAddress | None = None
     https: tuple[ListenAddress, ...] = ()
 
 
@@ -74,6 +74,7 @@ class Config:
     drain_timeout: float
     ports: Ports
     services: tuple[Service, ...]
+    upgrade_drain_timeout: float = 3600.0
     model_endpoint: Entrypoint | None = None
     certificate: CertificateSource | None = None
     no_auth: bool = False  # the file says `auth: {type: none}`

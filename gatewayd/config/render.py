@@ -95,6 +95,7 @@ def to_tables(config: Config) -> Tables:
         "auth": {"type": "none"} if config.no_auth else _auth(config.auth),
         "limits": _limits(config.limits),
         "drain_timeout": format_duration(config.drain_timeout),
+        "upgrade_drain_timeout": format_duration(config.upgrade_drain_timeout),
         "stats": {"count": config.stats_count},
         "debug_headers": config.debug_headers,
         "services": [_service(service) for service in config.services],

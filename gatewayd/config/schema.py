@@ -88,6 +88,8 @@ class GatewayFile(Table):
     limits: LimitsTable = LimitsTable()
     drain_timeout: DurationOrZero = 30.0
     """How long a graceful stop waits for what still runs."""
+    upgrade_drain_timeout: DurationOrZero = 3600.0
+    """The same once a successor has taken over (SIGUSR2): nobody waits for that end."""
     stats: StatsTable = StatsTable()
     debug_headers: Bool = False
     """Whether answers name the replica that gave them; a service may say otherwise."""

@@ -17,9 +17,9 @@ from gatewayd.config.table import MAY_BE_NULL, Table
 from gatewayd.config.values import parse_address, parse_listen_address
 from gatewayd.config.words import (
     AccessLog,
-    AdminAddress,
     BoundAddress,
     OptionalAddress,
+    OwnAddress,
     PortSpan,
 )
 from gatewayd.core.demand import Count as Demanded
@@ -42,11 +42,11 @@ class ListenTable(Table, json_schema_extra=MAY_BE_NULL):
     """host:port, unix:/path or fd:NAME (a systemd socket); one or a list."""
     https: Annotated[list[BoundAddress], ONE_OR_LIST] | None = None
     """The same with TLS; default: 0.0.0.0:8443 when there is a certificate."""
-    admin: AdminAddress = Field(
+    admin: OwnAddress = Field(
         default_factory=lambda: parse_address("127.0.0.1:8000"),
         json_schema_extra={"default": "127.0.0.1:8000"},
     )
-    """Registry, status and metrics; not for tenants."""
+    """Registry, status and metrics; not for tenants. host:port, unix:/path or fd:NAME."""
     metrics: OptionalAddress = None
     """A separate address for /metrics, /healthz and /readyz only."""
 

@@ -183,6 +183,12 @@ def parse_listen_address(text: str) -> ListenAddress:
     return ListenAddress(None, name)
 
 
+def parse_own_address(text: str) -> Address | ListenAddress:
+    """Where control listens alone: as `parse_listen_address`, a plain address for what is one."""
+    listen = parse_listen_address(text)
+    return listen if listen.address is None else listen.address
+
+
 def parse_replica_url(text: str) -> TcpAddress:
     """`http://host:port`, a trailing slash is cut; nothing else of a URL means anything here."""
     rest = text.removeprefix("http://")

@@ -41,6 +41,7 @@ from gatewayd.control.spawn import Argv, Spawned
 from gatewayd.control.state import State
 from gatewayd.control.status import Status
 from gatewayd.control.store import Store
+from gatewayd.control.succession import Holding, Predecessor, Succession
 from gatewayd.control.survivors import Known, StateDir, StateDirError, dismiss
 from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
@@ -50,7 +51,9 @@ from gatewayd.core.messages import ReopenLogs, Report
 from gatewayd.core.model import Address, RouterSpec
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
+from gatewayd.net.handover import Inherited
 from gatewayd.net.loads import LoadTable
+from gatewayd.net.notify import Notifier
 from gatewayd.routers.base import load, port_pool
 
 _log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ _log = logging.getLogger(__name__)
 _REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
 _SURVIVOR_GRACE_S: Final = 5.0
+_LAST_CALLS_S: Final = 20.0  # before a successor gets the state
 
 
 class Control:
@@ -69,11 +73,15 @@ class Control:
         environ: Mapping[str, str],
         argv: Argv,
         ahead: list[Spawned],
+        inherited: Inherited | None = None,
+        again: Sequence[str] | None = None,
     ) -> None:
         self.config = config
         self.stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._started = False
+        self._built = False
+        self._frozen = False  # a successor has the state, or is about to get it
         self._load_config = load
         self._environ = environ
         self._argv = argv
@@ -91,6 +99,23 @@ class Control:
         self.telemetry = Telemetry()
         self.state_dir = StateDir(config.state_dir)
         self.sockets = Sockets()
+        self.notifier = Notifier(environ.get("NOTIFY_SOCKET"))
+        self.predecessor = None if inherited is None else Predecessor(inherited)
+        self._survivors: list[Known] = []
+        self.succession = Succession(
+            again,
+            environ,
+            self.state_dir,
+            self.notifier,
+            Holding(
+                opened=self.sockets.opened,
+                freeze=self._freeze,
+                thaw=self._thaw,
+                pids=lambda: [process.pid for process in self.workers.processes()],
+                taken=self.stop_asked.set,
+                drain_timeout=lambda: self.reloader.config.drain_timeout,
+            ),
+        )
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -124,30 +149,50 @@ class Control:
             await asyncio.gather(start, stop, return_exceptions=True)
 
     async def start(self) -> None:
-        config = self.config
-        self.state_dir.acquire()
+        config, predecessor = self.config, self.predecessor
+        if predecessor is not None:
+            self._closers.callback(predecessor.close)
+        self.state_dir.acquire(None if predecessor is None else predecessor.lock_fd)
         self._closers.callback(self.state_dir.release)
-        survivors = self.state_dir.survivors()
-        self.sockets.bind(config, self._environ, takeover=bool(survivors))
+        self._survivors = self.state_dir.survivors()
+        self.sockets.bind(
+            config,
+            self._environ,
+            takeover=bool(self._survivors),
+            inherited=None if predecessor is None else predecessor.sockets,
+        )
         self._closers.callback(self.sockets.close)
         self._build()
-        self.demands.restore(process.pid for process in survivors)
+        if predecessor is not None:
+            _import_admin()  # as long as the predecessor answers
+            await predecessor.hand_over_state()
+            self._survivors = self.state_dir.survivors()
+        self.demands.restore(process.pid for process in self._survivors)
         self._restore()
-        self._write_pid()
         self.workers.start()
         self.routers.follow()
         self.publisher.start()
         await self.certificates.follow(config)  # first: the first snapshot opens the listeners
         self._tasks.own(self.demands.run(), "demand")
         await self.publisher.publish()
+        if predecessor is not None:
+            await self._until_ready()
+            await predecessor.leave()  # until it has, its calls are the ones that count
+            self.state_dir.sign()
+            self.sockets.owns_files = True
+        self._write_pid()
         await self._serve_admin()
         await self._until_ready()
         self._started = True
-        if survivors:
-            self._tasks.own(self._dismiss(survivors), "dismiss survivors")
+        if self._survivors:
+            self._tasks.own(self._dismiss_survivors(), "dismiss survivors")
 
-    async def _dismiss(self, survivors: Sequence[Known]) -> None:
-        await dismiss(survivors, self.config.drain_timeout + _SURVIVOR_GRACE_S)
+    async def _dismiss_survivors(self) -> None:
+        """A predecessor that lives drains its own, for as long as they need."""
+        if self.predecessor is not None:
+            await self.predecessor.gone()
+        await dismiss(self._survivors, self.config.drain_timeout + _SURVIVOR_GRACE_S)
+        self._survivors = []
         self.demands.predecessors_gone()
 
     def _restore(self) -> None:
@@ -161,6 +206,7 @@ class Control:
 
     def _build(self) -> None:
         config = self.config
+        self._built = True
         self.loads = LoadTable.create(config.workers + 1)
         self.buckets = SharedStore.create()
         self.demand_table = DemandTable.create(config.workers)
@@ -258,7 +304,11 @@ class Control:
             path.write_text(f"{os.getpid()}\n")
         except OSError as error:
             raise StateDirError(f"run_dir {self.config.run_dir}: {error.strerror}") from error
-        self._closers.callback(path.unlink, missing_ok=True)
+        self._closers.callback(self._remove_pid, path)
+
+    def _remove_pid(self, path: Path) -> None:
+        if not self.succession.taken:  # then it has the successor's
+            path.unlink(missing_ok=True)
 
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]
@@ -330,7 +380,12 @@ class Control:
         self.publisher.greet(process)
         if process.role == "worker":
             self.workers.introduce(process)
-        self.state_dir.record(p.pid for p in self.workers.processes())
+        self._record_processes()
+
+    def _record_processes(self) -> None:
+        if not self._frozen:
+            theirs = (process.pid for process in self._survivors)
+            self.state_dir.record((*(p.pid for p in self.workers.processes()), *theirs))
 
     def _process_ready(self, process: SlotProcess) -> None:
         if process.role == "bridge":
@@ -360,8 +415,19 @@ class Control:
         self.stop_asked.set()
 
     def ask_to_reload(self) -> None:
-        if self._started:
-            self._tasks.own(self.reloader.reload_for_signal(), "reload")
+        if self.succession.under_way:
+            _log.error("SIGHUP: a successor is starting, and reads the file itself")
+        elif self._started:
+            self._tasks.own(self._reload(), "reload")
+
+    async def _reload(self) -> None:
+        self.notifier.reloading()
+        await self.reloader.reload_for_signal()
+        self.notifier.ready()
+
+    def ask_to_be_succeeded(self) -> None:
+        if self._started and not self.stop_asked.is_set():
+            self.succession.begin()
 
     def reopen_logs(self) -> None:
         if self._started:
@@ -371,13 +437,33 @@ class Control:
 
     async def stop(self) -> None:
         """Drain what serves, then end everything; a second signal ends the draining."""
-        if self._started:
+        taken = self.succession.taken
+        if taken:
+            self.sockets.owns_files = False
+        else:
+            self.notifier.stopping()
+            await self.succession.aclose()
+        if self._started or (self.predecessor is not None and self._built):
             self.status.draining = True
             self.sockets.close_public()
-            timeout = self.reloader.config.drain_timeout
+            config = self.reloader.config
+            timeout = config.upgrade_drain_timeout if taken else config.drain_timeout
             _log.info("stopping: draining for at most %g s", timeout)
             await self._drain(timeout)
         await self.dismantle()
+
+    async def _freeze(self) -> None:
+        await self.admin.pause(_LAST_CALLS_S)
+        await self.keeper.aclose()
+        await self.demands.give_away()
+        self._frozen = True
+
+    async def _thaw(self) -> None:
+        self._frozen = False
+        self._record_processes()
+        self.demands.take_back()
+        if self.admin.paused:
+            await self.admin.resume()
 
     async def dismantle(self) -> None:
         """Whatever was started, in the opposite order."""
@@ -392,3 +478,10 @@ class Control:
             drain.cancel()
             now.cancel()
             await asyncio.gather(drain, now, return_exceptions=True)
+
+
+def _import_admin() -> None:
+    """What `_serve_admin` needs."""
+    import gatewayd.control.api.registry_calls
+    import gatewayd.control.api.server
+    import gatewayd.control.metrics  # noqa: F401

@@ -70,6 +70,7 @@ class Demands:
         self._saved: object = None
         self._saving: asyncio.Future[None] | None = None
         self._ran = False
+        self._given_away = False
 
     def __repr__(self) -> str:
         return f"<Demands {len(self._current)} services, {len(self._counted)} remembered>"
@@ -95,21 +96,34 @@ class Demands:
         for tick in itertools.count(1):
             await asyncio.sleep(_TICK_S)
             self._look()
-            if tick % _SAVE_EVERY == 1 and (kept := self._kept()) != self._saved:
+            if self._given_away or tick % _SAVE_EVERY != 1:
+                continue
+            if (kept := self._kept()) != self._saved:
                 self._saved = kept
                 self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
                 await asyncio.shield(self._saving)
 
     async def aclose(self) -> None:
         """After `run`: the last word is kept too. What never ran has none."""
+        await self.give_away()
+        if self._predecessor is not None:
+            self._predecessor.close()
+            self._predecessor = None
+
+    async def give_away(self) -> None:
+        """The last word is kept, and from now on the file is a successor's."""
+        if self._given_away:
+            return
+        self._given_away = True
         if self._saving is not None:
             await asyncio.gather(self._saving, return_exceptions=True)
         if self._ran:
             self._look()
             self._save(self._kept())
-        if self._predecessor is not None:
-            self._predecessor.close()
-            self._predecessor = None
+
+    def take_back(self) -> None:
+        """There is no successor after all."""
+        self._given_away = False
 
     def _save(self, kept: dict[str, Kept]) -> None:
         """In a thread: of hundreds of services it takes tens of milliseconds."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gatewayd.config.model import Config
 from gatewayd.control.control import Control
@@ -18,6 +18,7 @@ from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.control.survivors import StateDirError
 from gatewayd.core.model import Address
 from gatewayd.net.eventlog import announce
+from gatewayd.net.handover import Inherited
 from gatewayd.net.listeners import ListenError
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ async def serve(
     environ: Mapping[str, str] | None = None,
     argv: Argv = own_command,
     ahead: list[Spawned] | None = None,
+    inherited: Inherited | None = None,
+    again: Sequence[str] | None = None,
 ) -> int:
     """Serve until a signal or cancellation says stop. The exit code: 0 clean, 1 failure.
 
@@ -40,11 +43,21 @@ async def serve(
     without it one line of the log says so, whatever its level. `ahead` are workers that were
     started already; those that are taken are taken out of it.
     `load` reads the configuration again for a reload; without it there is nothing to reload.
+    `again` is the command that starts a successor, `inherited` what a predecessor handed to us.
     """
-    control = Control(config, load=load, environ=environ or {}, argv=argv, ahead=ahead or [])
+    control = Control(
+        config,
+        load=load,
+        environ=environ or {},
+        argv=argv,
+        ahead=ahead or [],
+        inherited=inherited,
+        again=again,
+    )
     _listen_to_signals(control)  # from now on: whoever is stopped while starting leaves nobody
     try:
         if await control.start_unless_stopped():
+            control.notifier.ready()
             if ready is not None:
                 ready(control.addresses)
             else:
@@ -64,3 +77,4 @@ def _listen_to_signals(control: Control) -> None:
     loop.add_signal_handler(signal.SIGINT, control.ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, control.ask_to_reload)
     loop.add_signal_handler(signal.SIGUSR1, control.reopen_logs)
+    loop.add_signal_handler(signal.SIGUSR2, control.ask_to_be_succeeded)

@@ -31,7 +31,8 @@ _MALLOC: Final = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
 }
 # Meant for this process alone: a child that believed them would adopt or report on our behalf.
-_NOT_INHERITED: Final = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"})
+PASSED_BY_SYSTEMD: Final = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"})
+_NOT_INHERITED: Final = PASSED_BY_SYSTEMD | {"NOTIFY_SOCKET"}
 _WORKERS_KEY: Final = re.compile(rb"^workers:\s*(\d{1,3})\s*(?:#.*)?$", re.MULTILINE)
 _AHEAD_MAX: Final = 8
 _DESCRIPTORS_MAX: Final = 1 << 20

@@ -54,8 +54,19 @@ class StateDir:
     def __repr__(self) -> str:
         return f"<StateDir {self.path}>"
 
-    def acquire(self) -> None:
-        """Raises StateDirError, naming the pid of the control that holds it."""
+    @property
+    def lock_fd(self) -> int:
+        """Who inherits it holds the lock too."""
+        return self._lock_fd
+
+    def acquire(self, inherited_fd: int | None = None) -> None:
+        """Raises StateDirError, naming the pid of the control that holds it. `inherited_fd` is a
+        predecessor's lock, of this directory or of another one."""
+        if inherited_fd is not None:
+            if self._is_lock(inherited_fd):
+                self._lock_fd = inherited_fd
+                return
+            os.close(inherited_fd)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -70,9 +81,19 @@ class StateDir:
                 f"state_dir {self.path} is in use by another gatewayd (pid {holder}); "
                 "stop it, or give this one a state_dir of its own"
             ) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
         self._lock_fd = fd
+        self.sign()
+
+    def sign(self) -> None:
+        """Whoever finds the directory in use is told our pid."""
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _is_lock(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path / "lock"))
+        except OSError:
+            return False
 
     def release(self) -> None:
         if self._lock_fd >= 0:

@@ -160,10 +160,13 @@ class Workers:
                     process.kill()
 
     def _for_worker(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
-        sockets = [listener.for_slot(slot.number) for listener in self._listeners]
-        specs = tuple(ListenerSpec(each.name, each.kind, each.tls) for each in self._listeners)
-        fds = [*self._tables, *(sock.fileno() for sock in sockets)]
-        return self._configure(slot, incarnation, specs), fds
+        specs: list[ListenerSpec] = []
+        fds = [*self._tables]
+        for each in self._listeners:
+            for sock in each.for_slot(slot.number, len(self.slots)):
+                specs.append(ListenerSpec(each.name, each.kind, each.tls))
+                fds.append(sock.fileno())
+        return self._configure(slot, incarnation, tuple(specs)), fds
 
     def _for_bridge(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
         return self._configure(slot, incarnation, ()), [self._loads.fd]

@@ -142,7 +142,7 @@ async def _run(serve: Serve, config: Config, once: bool, say: Say) -> int:
             base_url = shown.result()
             if once:
                 return 0
-            say(what_to_try(base_url, config.listen.admin))
+            say(what_to_try(base_url, str(config.listen.admin)))
         return await gateway
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from gatewayd.config.model import Config
+from gatewayd.config.model import Config, ListenAddress
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
 
 SHOWN_WITHIN_S: Final = 20.0
@@ -48,7 +48,9 @@ async def show(config: Config, bound: asyncio.Future[tuple[Address, ...]], say: 
     try:
         async with asyncio.timeout(SHOWN_WITHIN_S):
             base_url = f"http://{_dialled((await bound)[0])}"
-            await _through_the_router(base_url, config.listen.admin, progress, say)
+            admin = config.listen.admin
+            assert not isinstance(admin, ListenAddress)  # the demo binds it itself
+            await _through_the_router(base_url, admin, progress, say)
             return base_url
     except TimeoutError:
         raise DemoFailedError(
@@ -148,7 +150,7 @@ async def _repeat(response: aiohttp.ClientResponse, say: Say) -> None:
     raise aiohttp.ClientPayloadError("the stream ended before [DONE]")
 
 
-def what_to_try(base_url: str, admin: Address) -> str:
+def what_to_try(base_url: str, admin: str) -> str:
     """Lines that work when pasted as they are."""
     body = json.dumps({**_ASK, "messages": [{"role": "user", "content": "Hello"}]})
     return f"""
@@ -168,7 +170,7 @@ or, after `pip install openai`, from Python:
 and see what it does:
 
     gatewayd status --admin {admin}
-    curl --unix-socket {str(admin).removeprefix("unix:")} http://localhost/metrics
+    curl --unix-socket {admin.removeprefix("unix:")} http://localhost/metrics
 
 Ctrl-C stops it.
 """

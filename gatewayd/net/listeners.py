@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
 
 _BACKLOG = 1024
+PASSED = "fd:"  # how a configuration names a socket of systemd's
 _FIRST_PASSED_FD = 3  # sd_listen_fds(3)
 _PROBE_TIMEOUT_S = 0.5
 
@@ -42,8 +43,12 @@ class Listener:
     def scheme(self) -> str:
         return "https" if self.tls else "http"
 
-    def for_slot(self, slot: int) -> socket.socket:
-        return self.sockets[slot % len(self.sockets)]
+    def for_slot(self, slot: int, slots: int) -> tuple[socket.socket, ...]:
+        """More than one when a predecessor had more slots: closing a socket would reset the
+        connections that wait in its queue."""
+        if len(self.sockets) > slots:
+            return self.sockets[slot::slots]
+        return (self.sockets[slot % len(self.sockets)],)
 
     @property
     def address(self) -> Address:
@@ -89,6 +94,21 @@ def bind_slots(
     return Listener(name, "tcp", tuple(sockets))
 
 
+def adopt_slots(name: str, sockets: Sequence[socket.socket], slots: int) -> Listener:
+    """Sockets of a predecessor, and as many beside them as are missing. A Unix socket, or one of
+    systemd's (`fd:NAME`), is shared by all slots."""
+    if sockets[0].family == socket.AF_UNIX:
+        return Listener(name, "unix", tuple(sockets))
+    if name.startswith(PASSED):
+        return Listener(name, "tcp", tuple(sockets))
+    kept = tuple(sockets)
+    if len(kept) >= slots:
+        return Listener(name, "tcp", kept)
+    address = bound_address(kept[0])
+    more = bind_slots(name, address, slots - len(kept), takeover=True)
+    return Listener(name, "tcp", kept + more.sockets)
+
+
 def bind_one(address: Address, *, mode: int = 0o660, takeover: bool = False) -> socket.socket:
     """One listening socket, for a process that accepts alone."""
     if isinstance(address, UnixAddress):
@@ -98,30 +118,37 @@ def bind_one(address: Address, *, mode: int = 0o660, takeover: bool = False) -> 
     return sock
 
 
-def systemd_sockets(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """The sockets that systemd passed to process `pid`, by `FileDescriptorName=`."""
+def systemd_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
+    """The sockets that systemd passed to process `pid`, by `FileDescriptorName=`: several have one
+    name when their unit has several `ListenStream=`."""
     if environ.get("LISTEN_PID") != str(pid):
         return {}
     count = int(environ.get("LISTEN_FDS", "0"))
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, socket.socket] = {}
+    found: dict[str, list[socket.socket]] = {}
     for offset in range(count):
         fd = _FIRST_PASSED_FD + offset
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        found[names[offset] if offset < len(names) and names[offset] else "unknown"] = sock
+        name = names[offset] if offset < len(names) and names[offset] else "unknown"
+        found.setdefault(name, []).append(sock)
     return found
 
 
-def adopt_passed(name: str, sockets: Mapping[str, socket.socket]) -> Listener:
-    """`fd:NAME` of the file. All slots share the one socket: systemd opened it once."""
-    sock = sockets.get(name)
-    if sock is None:
-        known = ", ".join(sorted(sockets)) or "none"
-        raise ListenError(f"fd:{name}: systemd passed no socket of that name (passed: {known})")
-    kind: Literal["tcp", "unix"] = "unix" if sock.family == socket.AF_UNIX else "tcp"
-    return Listener(f"fd:{name}", kind, (sock,))
+def adopt_passed(name: str, passed: Mapping[str, Sequence[socket.socket]]) -> list[Listener]:
+    """`fd:NAME` of the file, an address for each socket of that name. All slots share it: systemd
+    opened it once."""
+    sockets = passed.get(name)
+    if not sockets:
+        known = ", ".join(sorted(passed)) or "none"
+        raise ListenError(
+            f"{PASSED}{name}: systemd passed no socket of that name (passed: {known})"
+        )
+    return [
+        Listener(f"{PASSED}{name}", "unix" if sock.family == socket.AF_UNIX else "tcp", (sock,))
+        for sock in sockets
+    ]
 
 
 def remove_socket_file(path: str) -> None:

@@ -390,3 +390,8 @@ class ClientConnection(RequestHandler):
     @property
     def idle(self) -> bool:
         return self.exchange is None and not self._head_since and not self._messages
+
+    @property
+    def idle_since(self) -> float:
+        """Loop time: when it was accepted, or its last request ended."""
+        return self._idle_since

@@ -41,6 +41,9 @@ from gatewayd.proxy.server import EdgeServer
 _log = logging.getLogger("gatewayd.process")
 _REPORT_S: Final = 1.0
 _BACKLOG: Final = 1024
+# A connection just accepted or just answered may have a request on its way, which a close would
+# lose: while draining it is answered, with the word that it was the last.
+NEXT_REQUEST_S: Final = 0.3
 _ORPHAN_DRAIN_S: Final = 30.0  # after SIGTERM to a process whose control is gone
 
 
@@ -91,7 +94,11 @@ class DataProcess:
     async def run(self) -> int:
         loop = self._loop
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to everybody
+        for ignored in (
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGUSR2,
+        ):  # a terminal sends them to everybody
             loop.add_signal_handler(ignored, _nothing)
         loop.add_signal_handler(signal.SIGUSR1, self._role.reopen_logs)
         self._spawn(self._publish_all())
@@ -228,10 +235,11 @@ class DataProcess:
         self._finish(0)
 
 
-def _close_idle(plane: Plane) -> None:
+def _close_idle(plane: Plane, idle_s: float = NEXT_REQUEST_S) -> None:
+    until = plane.loop.time() - idle_s
     for server in plane.servers:
         for connection in server.each():
-            if connection.idle and not connection.closing:
+            if connection.idle and not connection.closing and connection.idle_since <= until:
                 connection.finish()
 
 
