@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from gatewayd.cli import certs, local, remote
+from gatewayd.cli import certs, local, remote, upgrade
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -52,6 +52,10 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     reload = command("reload", "read the file again and apply the difference", remote.reload)
     reload.add_argument("--dry-run", action="store_true", help="only print the difference")
     _add_admin(reload)
+    upgrading = command(
+        "upgrade", "have the running gateway replaced by what is installed now", upgrade.upgrade
+    )
+    _add_admin(upgrading)
     _add_service(commands.add_parser("service", help="add or remove a service"))
     _add_replica(commands.add_parser("replica", help="add, drain or remove a replica"))
     _add_certs(commands.add_parser("certs", help="show, renew or revoke certificates"))

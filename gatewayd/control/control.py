@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,17 +20,18 @@ from typing import Final
 from gatewayd.config.model import Config
 from gatewayd.control.certs import Certificates
 from gatewayd.control.compiler import Compiler
+from gatewayd.control.custody import Custody
 from gatewayd.control.demand_store import DemandStore
 from gatewayd.control.demands import Demands
 from gatewayd.control.keeper import Keeper
 from gatewayd.control.leases import IndexLeases, PortLeases
+from gatewayd.control.pid_file import PidFile
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reachability import Reachability
 from gatewayd.control.registry import Registry
 from gatewayd.control.reload import LoadConfig, Reloader
 from gatewayd.control.restore import last_state
 from gatewayd.control.roles import Roles
-from gatewayd.control.router_check import check_router
 from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.saved import put_back
@@ -42,7 +42,7 @@ from gatewayd.control.state import State
 from gatewayd.control.status import Status
 from gatewayd.control.store import Store
 from gatewayd.control.succession import Holding, Predecessor, Succession
-from gatewayd.control.survivors import Known, StateDir, StateDirError, dismiss
+from gatewayd.control.survivors import StateDir
 from gatewayd.control.tasks import Tasks
 from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.tunnels import SshTunnels
@@ -60,8 +60,6 @@ _log = logging.getLogger(__name__)
 
 _REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
-_SURVIVOR_GRACE_S: Final = 5.0
-_LAST_CALLS_S: Final = 20.0  # before a successor gets the state
 
 
 class Control:
@@ -81,7 +79,6 @@ class Control:
         self._stop_now = asyncio.Event()
         self._started = False
         self._built = False
-        self._frozen = False  # a successor has the state, or is about to get it
         self._load_config = load
         self._environ = environ
         self._argv = argv
@@ -101,7 +98,7 @@ class Control:
         self.sockets = Sockets()
         self.notifier = Notifier(environ.get("NOTIFY_SOCKET"))
         self.predecessor = None if inherited is None else Predecessor(inherited)
-        self._survivors: list[Known] = []
+        self.pid_file = PidFile(config.run_dir)
         self.succession = Succession(
             again,
             environ,
@@ -109,8 +106,8 @@ class Control:
             self.notifier,
             Holding(
                 opened=self.sockets.opened,
-                freeze=self._freeze,
-                thaw=self._thaw,
+                freeze=lambda: self.custody.give_away(),
+                thaw=lambda: self.custody.take_back(),
                 pids=lambda: [process.pid for process in self.workers.processes()],
                 taken=self.stop_asked.set,
                 drain_timeout=lambda: self.reloader.config.drain_timeout,
@@ -122,31 +119,7 @@ class Control:
         """The public addresses that are bound."""
         return tuple(listener.address for listener in self.sockets.public)
 
-    def summary(self) -> str:
-        services = self.state.services.values()
-        replicas = sum(len(service.replicas) for service in services)
-        return (
-            f"ready: {', '.join(f'{each.scheme} {each.address}' for each in self.sockets.public)}, "
-            f"admin {self.sockets.admin_address}; {len(self.workers.slots)} workers, "
-            f"{len(services)} services, {replicas} replicas"
-        )
-
     # --- start ---------------------------------------------------------------------------------
-
-    async def start_unless_stopped(self) -> bool:
-        """False when a signal came first."""
-        start = asyncio.create_task(self.start(), name="start")
-        stop = asyncio.create_task(self.stop_asked.wait(), name="stop signal")
-        try:
-            await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
-                await start
-                return True
-            return False
-        finally:
-            start.cancel()
-            stop.cancel()
-            await asyncio.gather(start, stop, return_exceptions=True)
 
     async def start(self) -> None:
         config, predecessor = self.config, self.predecessor
@@ -154,20 +127,22 @@ class Control:
             self._closers.callback(predecessor.close)
         self.state_dir.acquire(None if predecessor is None else predecessor.lock_fd)
         self._closers.callback(self.state_dir.release)
-        self._survivors = self.state_dir.survivors()
+        survivors = self.state_dir.survivors()
         self.sockets.bind(
             config,
             self._environ,
-            takeover=bool(self._survivors),
+            takeover=bool(survivors),
             inherited=None if predecessor is None else predecessor.sockets,
         )
         self._closers.callback(self.sockets.close)
         self._build()
         if predecessor is not None:
-            _import_admin()  # as long as the predecessor answers
+            import gatewayd.control.admin  # noqa: F401 - as long as the predecessor answers
+
             await predecessor.hand_over_state()
-            self._survivors = self.state_dir.survivors()
-        self.demands.restore(process.pid for process in self._survivors)
+            survivors = self.state_dir.survivors()
+        self.custody.survivors = survivors
+        self.demands.restore(process.pid for process in survivors)
         self._restore()
         self.workers.start()
         self.routers.follow()
@@ -180,20 +155,14 @@ class Control:
             await predecessor.leave()  # until it has, its calls are the ones that count
             self.state_dir.sign()
             self.sockets.owns_files = True
-        self._write_pid()
+        self.pid_file.write()
+        self._closers.callback(self.pid_file.remove)
         await self._serve_admin()
         await self._until_ready()
         self._started = True
-        if self._survivors:
-            self._tasks.own(self._dismiss_survivors(), "dismiss survivors")
-
-    async def _dismiss_survivors(self) -> None:
-        """A predecessor that lives drains its own, for as long as they need."""
-        if self.predecessor is not None:
-            await self.predecessor.gone()
-        await dismiss(self._survivors, self.config.drain_timeout + _SURVIVOR_GRACE_S)
-        self._survivors = []
-        self.demands.predecessors_gone()
+        if survivors:
+            dismissal = self.custody.dismiss_survivors(predecessor, config.drain_timeout)
+            self._tasks.own(dismissal, "dismiss survivors")
 
     def _restore(self) -> None:
         """Services of the file, and what was registered beside them."""
@@ -220,7 +189,11 @@ class Control:
             buckets_fd=self.buckets.fd,
             demand_fd=self.demand_table.fd,
             hooks=Hooks(
-                self._spawned, self._process_ready, self._acked, self._reported, self._died
+                spawned=self._spawned,
+                ready=self._process_ready,
+                acked=lambda _: self._ready_changed.set(),
+                reported=self._reported,
+                died=self._died,
             ),
             argv=self._argv,
             ahead=self._ahead,
@@ -242,6 +215,7 @@ class Control:
         self.certificates = Certificates(self.state, self.publisher)
         self.store = Store(config.state_dir)
         self.keeper = Keeper(self.state, self.store)
+        self.custody = Custody(self.state_dir, self.workers, self.keeper, self.demands)
         self.tunnels = SshTunnels(
             config.state_dir, on_change=lambda: self.registry.tunnels_changed()
         )
@@ -274,9 +248,11 @@ class Control:
             sockets=self.sockets,
             reloader=self.reloader,
             certificates=self.certificates,
+            succession=self.succession,
         )
         # Undone from the last to the first.
-        self._closers.callback(self._close_tables)
+        for table in (self.demand_table, self.buckets, self.loads, self.ports):
+            self._closers.callback(table.close)
         self._closers.push_async_callback(self.demands.aclose)
         self._closers.push_async_callback(self._tasks.aclose)
         self._closers.push_async_callback(self.keeper.aclose)
@@ -288,27 +264,6 @@ class Control:
         self._closers.push_async_callback(self.reachability.aclose)
         self._closers.push_async_callback(self.registry.aclose)
         self._closers.push_async_callback(self.routers.aclose)
-
-    def _close_tables(self) -> None:
-        self.ports.close()
-        self.loads.close()
-        self.buckets.close()
-        self.demand_table.close()
-
-    def _write_pid(self) -> None:
-        if self.config.run_dir is None:
-            return
-        path = Path(self.config.run_dir, "gatewayd.pid")
-        try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            path.write_text(f"{os.getpid()}\n")
-        except OSError as error:
-            raise StateDirError(f"run_dir {self.config.run_dir}: {error.strerror}") from error
-        self._closers.callback(self._remove_pid, path)
-
-    def _remove_pid(self, path: Path) -> None:
-        if not self.succession.taken:  # then it has the successor's
-            path.unlink(missing_ok=True)
 
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]
@@ -325,27 +280,21 @@ class Control:
 
     async def _serve_admin(self) -> None:
         # Imported now: what takes half a second to import must not delay the workers' start.
-        from gatewayd.control.api.auth_calls import AuthCalls
-        from gatewayd.control.api.certificate_calls import CERTIFICATE_BODIES, CertificateCalls
-        from gatewayd.control.api.describe import Describe
-        from gatewayd.control.api.ops_calls import OpsCalls
-        from gatewayd.control.api.registry_calls import BODIES, RegistryCalls
+        from gatewayd.control.admin import serve_admin
         from gatewayd.control.api.server import AdminServer
-        from gatewayd.control.api.stats_calls import StatsCalls
-        from gatewayd.control.metrics import Exposition
 
-        assert self.sockets.admin is not None
-        ops = OpsCalls(self.status, Exposition(self.status.sample), self.reloader)
-        calls = RegistryCalls(self.registry, self.state, self.reloader, check_router)
-        stats = StatsCalls(self.demands, self.state, self.reloader)
-        self.admin = AdminServer()
-        self._closers.push_async_callback(self.admin.aclose)
-        certs = CertificateCalls(self.certificates)
-        auth = AuthCalls(self.state)
-        describe = Describe({**BODIES, **CERTIFICATE_BODIES})
-        await self.admin.serve(self.sockets.admin, ops, calls, stats, certs, auth, describe)
-        if self.sockets.metrics is not None:
-            await self.admin.serve_metrics(self.sockets.metrics, ops)
+        self.custody.admin = server = AdminServer()
+        self._closers.push_async_callback(server.aclose)
+        await serve_admin(
+            server,
+            sockets=self.sockets,
+            status=self.status,
+            state=self.state,
+            registry=self.registry,
+            reloader=self.reloader,
+            demands=self.demands,
+            certificates=self.certificates,
+        )
 
     async def _until_ready(self) -> None:
         """Every worker serves the first snapshot."""
@@ -380,20 +329,12 @@ class Control:
         self.publisher.greet(process)
         if process.role == "worker":
             self.workers.introduce(process)
-        self._record_processes()
-
-    def _record_processes(self) -> None:
-        if not self._frozen:
-            theirs = (process.pid for process in self._survivors)
-            self.state_dir.record((*(p.pid for p in self.workers.processes()), *theirs))
+        self.custody.record()
 
     def _process_ready(self, process: SlotProcess) -> None:
         if process.role == "bridge":
             self.workers.introduce(process)  # not before: until now nobody would have answered
             self.publisher.request()  # its ports are to be acknowledged, then the routers told
-        self._ready_changed.set()
-
-    def _acked(self, process: SlotProcess) -> None:
         self._ready_changed.set()
 
     def _reported(self, process: SlotProcess, report: Report) -> None:
@@ -440,6 +381,7 @@ class Control:
         taken = self.succession.taken
         if taken:
             self.sockets.owns_files = False
+            await self.certificates.aclose()  # renewing them is the successor's
         else:
             self.notifier.stopping()
             await self.succession.aclose()
@@ -449,39 +391,9 @@ class Control:
             config = self.reloader.config
             timeout = config.upgrade_drain_timeout if taken else config.drain_timeout
             _log.info("stopping: draining for at most %g s", timeout)
-            await self._drain(timeout)
+            await self.workers.drain(timeout, self._stop_now)
         await self.dismantle()
-
-    async def _freeze(self) -> None:
-        await self.admin.pause(_LAST_CALLS_S)
-        await self.keeper.aclose()
-        await self.demands.give_away()
-        self._frozen = True
-
-    async def _thaw(self) -> None:
-        self._frozen = False
-        self._record_processes()
-        self.demands.take_back()
-        if self.admin.paused:
-            await self.admin.resume()
 
     async def dismantle(self) -> None:
         """Whatever was started, in the opposite order."""
         await self._closers.aclose()
-
-    async def _drain(self, timeout: float) -> None:
-        drain = asyncio.create_task(self.workers.drain(timeout), name="drain")
-        now = asyncio.create_task(self._stop_now.wait(), name="second signal")
-        try:
-            await asyncio.wait((drain, now), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            drain.cancel()
-            now.cancel()
-            await asyncio.gather(drain, now, return_exceptions=True)
-
-
-def _import_admin() -> None:
-    """What `_serve_admin` needs."""
-    import gatewayd.control.api.registry_calls
-    import gatewayd.control.api.server
-    import gatewayd.control.metrics  # noqa: F401

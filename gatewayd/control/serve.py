@@ -56,12 +56,12 @@ async def serve(
     )
     _listen_to_signals(control)  # from now on: whoever is stopped while starting leaves nobody
     try:
-        if await control.start_unless_stopped():
+        if await _start_unless_stopped(control):
             control.notifier.ready()
             if ready is not None:
                 ready(control.addresses)
             else:
-                announce(control.summary())
+                announce(control.status.summary())
             await control.stop_asked.wait()
     except (ListenError, StateDirError) as error:
         _log.error("%s", error)
@@ -69,6 +69,22 @@ async def serve(
     finally:
         await control.stop()
     return 0
+
+
+async def _start_unless_stopped(control: Control) -> bool:
+    """False when a signal came first."""
+    start = asyncio.create_task(control.start(), name="start")
+    stop = asyncio.create_task(control.stop_asked.wait(), name="stop signal")
+    try:
+        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            await start
+            return True
+        return False
+    finally:
+        start.cancel()
+        stop.cancel()
+        await asyncio.gather(start, stop, return_exceptions=True)
 
 
 def _listen_to_signals(control: Control) -> None:

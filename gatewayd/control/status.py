@@ -24,6 +24,7 @@ from gatewayd.control.router_hosts import RouterHosts
 from gatewayd.control.slot import Slot
 from gatewayd.control.sockets import Sockets
 from gatewayd.control.state import State
+from gatewayd.control.succession import Succession
 from gatewayd.control.telemetry import NOBODY, Telemetry
 from gatewayd.control.tunnels import SshTunnels
 from gatewayd.control.workers import Workers
@@ -80,6 +81,7 @@ class Status:
         sockets: Sockets,
         reloader: Reloader,
         certificates: Certificates,
+        succession: Succession,
     ) -> None:
         self._state = state
         self._workers = workers
@@ -92,8 +94,19 @@ class Status:
         self._sockets = sockets
         self._reloader = reloader
         self._certificates = certificates
+        self._succession = succession
         self._started = time.monotonic()
         self.draining = False
+
+    def summary(self) -> str:
+        """The line for whoever waits for the start."""
+        services = self._state.services.values()
+        replicas = sum(len(service.replicas) for service in services)
+        public = (f"{each.scheme} {each.address}" for each in self._sockets.public)
+        return (
+            f"ready: {', '.join(public)}, admin {self._sockets.admin_address}; "
+            f"{len(self._workers.slots)} workers, {len(services)} services, {replicas} replicas"
+        )
 
     async def checks(self) -> Sequence[Check]:
         """What /readyz wants to hear; ready when all passed."""
@@ -135,6 +148,7 @@ class Status:
                 self._service(service, totals.get(service.key))
                 for service in self._state.services.values()
             ],
+            "succession": self._succession.as_json(),
             "certificates": [describe_certificate(each) for each in self._certificates.status()],
             "cloud": dict(config.cloud),
         }

@@ -26,7 +26,7 @@ import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from gatewayd.control.slot import describe_exit
 from gatewayd.control.spawn import PASSED_BY_SYSTEMD
@@ -196,6 +196,7 @@ class Succession:
     ) -> None:
         self.taken = False
         self.fault: str | None = None  # why the last try failed
+        self.tries = 0
         self._argv = argv
         self._environ = environ
         self._state_dir = state_dir
@@ -211,7 +212,11 @@ class Succession:
     def under_way(self) -> bool:
         return self._task is not None and not self._task.done()
 
+    def as_json(self) -> dict[str, Any]:
+        return {"tries": self.tries, "under_way": self.under_way, "fault": self.fault}
+
     def begin(self) -> None:
+        self.tries += 1
         if self._argv is None:
             self.fault = "only `gatewayd run` can be replaced while it runs"
         elif os.getpid() == 1:

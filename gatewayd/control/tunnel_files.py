@@ -3,7 +3,8 @@
 Owns: the folder, names that fit into a socket's address, modes. Does not own: ssh.
 
 The folder is 0700 and of this gateway alone: whatever is in it at the start is a predecessor's
-that was killed, and is removed.
+that was killed, and is removed. But one that has handed over drains, and still needs its own: each
+name begins with a pid.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,9 +66,10 @@ class TunnelFolder:
     """Made when the first tunnel needs it."""
 
     def __init__(self, state_dir: str) -> None:
+        self._prefix = f"{os.getpid()}-"
         self._path = Path(os.path.abspath(state_dir), "ssh")
-        shutil.rmtree(self._path, ignore_errors=True)
-        if len(os.fsencode(self._path)) + 1 + _NAME_SIZE > _LONGEST_PATH:
+        self._remove_where(lambda name: not _in_use(name))
+        if len(os.fsencode(self._path)) + 1 + len(self._prefix) + _NAME_SIZE > _LONGEST_PATH:
             # Sockets below the state directory would have paths that nobody can dial.
             self._path = Path(tempfile.mkdtemp(prefix="gatewayd-ssh-"))
 
@@ -74,15 +77,30 @@ class TunnelFolder:
         return f"<TunnelFolder {self._path}>"
 
     def address(self, service_key: str, replica_id: str) -> UnixAddress:
-        return UnixAddress(str(self._path / _name(service_key, replica_id)))
+        return UnixAddress(str(self._path / self._name(service_key, replica_id)))
 
     def files(self, service_key: str, replica_id: str) -> TunnelFiles:
-        name = _name(service_key, replica_id)
+        name = self._name(service_key, replica_id)
         return TunnelFiles(self._path / name, self._path / f"{name}.keys")
 
     def remove(self) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+        self._remove_where(lambda name: name.startswith(self._prefix))
+        with contextlib.suppress(OSError):  # another one's are in it
+            self._path.rmdir()
+
+    def _remove_where(self, unwanted: Callable[[str], bool]) -> None:
+        with contextlib.suppress(OSError):
+            for entry in [entry for entry in self._path.iterdir() if unwanted(entry.name)]:
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+    def _name(self, service_key: str, replica_id: str) -> str:
+        digest = hashlib.sha256(f"{service_key}|{replica_id}".encode()).hexdigest()
+        return self._prefix + digest[:_NAME_SIZE]
 
 
-def _name(service_key: str, replica_id: str) -> str:
-    return hashlib.sha256(f"{service_key}|{replica_id}".encode()).hexdigest()[:_NAME_SIZE]
+def _in_use(name: str) -> bool:
+    pid = name.partition("-")[0]
+    return pid.isdigit() and int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}")

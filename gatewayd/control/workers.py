@@ -112,11 +112,19 @@ class Workers:
         for process in self.processes():
             process.send(message)
 
-    async def drain(self, timeout: float) -> None:
-        """Workers finish what runs, at most for `timeout` seconds; the bridge stays for them."""
+    async def drain(self, timeout: float, stop: asyncio.Event | None = None) -> None:
+        """Workers finish what runs, at most for `timeout` seconds or until `stop`; the bridge stays
+        for them."""
         for slot in self.slots:
             slot.drain(timeout)
-        await self._end(self.slots, timeout + _AFTER_DRAIN_S)
+        ended = asyncio.create_task(self._end(self.slots, timeout + _AFTER_DRAIN_S), name="drain")
+        told = asyncio.create_task((stop or asyncio.Event()).wait(), name="end the drain")
+        try:
+            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            told.cancel()
+            await asyncio.gather(ended, told, return_exceptions=True)
 
     async def stop(self, timeout: float = 0.0) -> None:
         """End whatever still runs, the bridge included."""

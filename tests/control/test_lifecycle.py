@@ -315,7 +315,7 @@ async def test_workers_serve_on_without_control_and_a_new_one_takes_over(
     assert second.address == first.address
     assert (await stream).rstrip().endswith("data: [DONE]")  # an old worker finished it
     await until(lambda: not any(alive(pid) for pid in old))
-    assert not set(second.recorded()) & set(old)
+    await until(lambda: not set(second.recorded()) & set(old))
     async with client.get(f"{second.url}/v1/models") as response:
         assert response.status == 200
     second.send(signal.SIGTERM)
@@ -338,29 +338,48 @@ async def test_sighup_reloads_and_sigusr1_reopens(
     await until((home / "access.log").exists)
 
 
-async def test_a_socket_of_systemd_is_served(
+async def test_sockets_of_systemd_are_served_and_handed_on(
     make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession, home: Path
 ) -> None:
-    run = make_run(http="fd:web")
-    with socket.create_server(("127.0.0.1", 0)) as given:
-        port = given.getsockname()[1]
-        # As systemd does: the descriptor is 3, and the pid is that of the program to come.
+    """Two of one name, and the admin address."""
+    run = make_run(http="fd:web", text=FILE.replace("unix:{home}/admin.sock", "fd:admin"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.socket(socket.AF_UNIX) as admin,
+    ):
+        admin.bind(str(home / "admin.sock"))
+        admin.listen()
+        ports = [one.getsockname()[1], other.getsockname()[1]]
+        fds = [each.fileno() for each in (one, admin, other)]
+        # As systemd does: descriptors from 3 on, and the pid is that of the program to come.
         wrapper = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); "
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web'); "
-            "os.execv(sys.executable, [sys.executable, '-m', 'gatewayd', 'run', '-c', sys.argv[2]])"
+            "import fcntl, os, sys; far = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 50)"
+            " for fd in sys.argv[2:]]; "
+            "[os.dup2(fd, 3 + i, inheritable=True) for i, fd in enumerate(far)]; "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='3',"
+            " LISTEN_FDNAMES='web:admin:web'); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'gatewayd', 'run', '-c', sys.argv[1]])"
         )
         with run.stderr.open("wb") as stderr:
             run.popen = subprocess.Popen(  # noqa: ASYNC220 - a supervisor's child, not ours to await
-                (sys.executable, "-c", wrapper, str(given.fileno()), str(run.file)),
+                (sys.executable, "-c", wrapper, str(run.file), *map(str, fds)),
                 stderr=stderr,
-                pass_fds=(given.fileno(),),
+                pass_fds=fds,
             )
     await run.ready()
-    async with client.get(f"http://127.0.0.1:{port}/v1/models") as response:
-        assert response.status == 200
-    run.send(signal.SIGTERM)
+    first = (await run.status())["pid"]
+    run.send(signal.SIGUSR2)
+    await until(lambda: run.text.count(" ready: http ") == 2, run.text)
+    second = (await run.status())["pid"]
     assert await run.exit_code() == 0
+    assert second != first
+    for port in ports:
+        async with client.get(f"http://127.0.0.1:{port}/v1/models") as response:
+            assert response.status == 200
+    os.kill(second, signal.SIGTERM)
+    await until(lambda: not alive(second))
+    assert (home / "admin.sock").exists()  # systemd's
 
 
 @pytest.mark.parametrize("after_s", [0.1, 0.6])

@@ -15,6 +15,7 @@ from gatewayd.net.listeners import (
     Listener,
     ListenError,
     adopt_passed,
+    adopt_slots,
     bind_one,
     bind_slots,
     systemd_sockets,
@@ -54,7 +55,7 @@ def test_slots_share_one_port_and_all_listen(listener: Listener) -> None:
 
 
 def test_a_slot_keeps_its_socket_for_every_successor(listener: Listener) -> None:
-    assert listener.for_slot(1) is listener.for_slot(1) is not listener.for_slot(2)
+    assert listener.for_slot(1, 3) == listener.for_slot(1, 3) != listener.for_slot(2, 3)
 
 
 def test_a_port_of_somebody_else_is_refused_even_with_the_same_options(listener: Listener) -> None:
@@ -84,7 +85,7 @@ def test_a_name_that_does_not_resolve_is_refused() -> None:
 def test_a_unix_listener_is_shared_and_open_to_all(tmp_path: Path) -> None:
     path = tmp_path / "public.sock"
     listener = bind_slots("unix:x", UnixAddress(str(path)), 3)
-    assert listener.for_slot(0) is listener.for_slot(2)
+    assert listener.for_slot(0, 3) == listener.for_slot(2, 3)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -128,7 +129,7 @@ def test_systemd_sockets_are_found_by_name() -> None:
         environ = {"LISTEN_PID": "77", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
         assert systemd_sockets(environ, pid=78) == {}
         passed = systemd_sockets(environ, pid=77)
-        listener = adopt_passed("web", passed)
+        (listener,) = adopt_passed("web", passed)
         assert listener.address == TcpAddress(*given.getsockname())
         assert not os.get_inheritable(3)
         with pytest.raises(ListenError, match=r"fd:api: .*passed: web"):
@@ -137,3 +138,19 @@ def test_systemd_sockets_are_found_by_name() -> None:
         if old is not None:
             os.dup2(old, 3)
             os.close(old)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_a_predecessors_sockets_are_all_accepted_on(listener: Listener, slots: int) -> None:
+    adopted = adopt_slots("127.0.0.1:0", listener.sockets, slots)
+    accepted = [sock for slot in range(slots) for sock in adopted.for_slot(slot, slots)]
+    assert set(accepted) == set(adopted.sockets) >= set(listener.sockets)
+    assert len(accepted) == max(slots, 3)
+    assert {sock.getsockname() for sock in accepted} == {("127.0.0.1", tcp(listener).port)}
+    adopted.close()
+
+
+def test_a_socket_of_systemd_stays_the_only_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        adopted = adopt_slots("fd:web", (given,), 3)
+        assert [adopted.for_slot(slot, 3) for slot in range(3)] == [(given,)] * 3
