@@ -92,7 +92,7 @@ class _Renderer:
 
     async def _ask(self, question: bytes) -> str:
         try:
-            process = self._process or await self._start()
+            process = self._process or await self._started()
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(_SIZE.pack(len(question)) + question)
@@ -109,6 +109,15 @@ class _Renderer:
         if answer[:1] != "+":
             raise PromptFailedError(answer[1:])
         return answer[1:]
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        starting = asyncio.get_running_loop().create_task(self._start())
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait((starting,))  # a process that is half started has no owner
+            starting.exception()
+            raise
 
     async def _start(self) -> asyncio.subprocess.Process:
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "TZ")}

@@ -188,3 +188,26 @@ async def test_the_longest_unused_template_makes_room(
     await make(prompts, "c")
     assert list(prompts._renderers) == ["a", "c"]
     await until(lambda: not os.path.exists(f"/proc/{number}"), "its process is gone")
+
+
+async def test_who_leaves_while_the_process_starts_leaves_none(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, begun, go = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+    started: list[asyncio.subprocess.Process] = []
+
+    async def slowly(*argv: str, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await start(*argv, **options))
+        begun.set()
+        await go.wait()
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    making = asyncio.create_task(make(prompts, CHATML))
+    await soon(begun.wait())
+    making.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(making)
+    assert await soon(started[0].wait()) < 0
