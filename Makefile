@@ -1,4 +1,4 @@
-# make run | test | check | bench | e2e | image | lock | clean. Needs make and Python >= 3.11 only;
+# make run | test | test-dstack | check | bench | e2e | image | lock | clean. Needs make and Python >= 3.11 only;
 # everything else goes into .venv, in the versions of requirements.lock.
 # ARGS="..." is handed to what a target starts: make test ARGS="tests/core -x"
 
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 IMAGE ?= gatewayd
 
-.PHONY: help run test check format bench e2e image lock clean
+.PHONY: help run test test-dstack check format bench e2e image lock clean
 
 help:
 	@head -n 4 Makefile | sed 's/^# *//'
@@ -37,6 +37,16 @@ e2e: .venv/installed-dev
 		echo "    make e2e GATEWAYD_SGLANG_DIR=/path/of/that/installation" >&2; exit 2; }
 	.venv/bin/python -m pytest -m e2e $(ARGS)
 
+# Against the client of a real dstack server, of whichever release: make test-dstack DSTACK=0.21.2
+DSTACK ?= 0.22.5
+test-dstack: .venv/installed-dev .venv-dstack/$(DSTACK)/bin/installed
+	GATEWAYD_DSTACK_PYTHON=$(CURDIR)/.venv-dstack/$(DSTACK)/bin/python .venv/bin/python -m pytest -m dstack tests/whole $(ARGS)
+
+.venv-dstack/%/bin/installed:
+	$(PYTHON) -m venv --clear .venv-dstack/$*
+	.venv-dstack/$*/bin/python -m pip install --quiet --disable-pip-version-check 'dstack[gateway,server]==$*'
+	@touch $@
+
 image:
 	scripts/image.sh $(IMAGE)
 
@@ -64,5 +74,5 @@ lock:
 	cp "$$scratch/lock" requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dstack build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from gatewayd.cli import certs, local, remote, upgrade
+from gatewayd.cli import certs, install, local, remote, upgrade
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -52,6 +52,13 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     reload = command("reload", "read the file again and apply the difference", remote.reload)
     reload.add_argument("--dry-run", action="store_true", help="only print the difference")
     _add_admin(reload)
+    installing = command("install", "take the place of a dstack gateway", install.install)
+    installing.add_argument("--dstack", action="store_true", required=True, help="of a dstack one")
+    installing.add_argument("--uninstall", action="store_true", help="put back what was there")
+    installing.add_argument("--dry-run", action="store_true", help="only print the steps")
+    installing.add_argument(
+        "--root", default="/", metavar="DIR", help="write below another root, and run nothing"
+    )
     upgrading = command(
         "upgrade", "have the running gateway replaced by what is installed now", upgrade.upgrade
     )
