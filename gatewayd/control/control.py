@@ -153,6 +153,7 @@ class Control:
         if predecessor is not None:
             await self._until_ready()
             await predecessor.leave()  # until it has, its calls are the ones that count
+            predecessor.sockets.close()  # of addresses that the file does not name any more
             self.state_dir.sign()
             self.sockets.owns_files = True
         self.pid_file.write()
@@ -369,6 +370,8 @@ class Control:
     def ask_to_be_succeeded(self) -> None:
         if self._started and not self.stop_asked.is_set():
             self.succession.begin()
+        else:
+            _log.error("SIGUSR2: this gateway is starting or stopping; nothing is done")
 
     def reopen_logs(self) -> None:
         if self._started:

@@ -16,11 +16,18 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from ssh_server import SshServer, ssh_processes
 from whole_gateway import Gateway, alive, eventually, processes_of
 
 STREAM = json.dumps(
-    {"model": "m", "stream": True, "max_tokens": 40, "messages": [{"role": "user", "content": "x"}]}
+    {
+        "model": "fake-model",
+        "stream": True,
+        "max_tokens": 40,
+        "messages": [{"role": "user", "content": "x"}],
+    }
 ).encode()
+JSON = "Content-Type: application/json\r\n"
 
 
 class Succeeded(Gateway):
@@ -71,7 +78,7 @@ class Load:
     async def ask(self, body: bytes | None = None) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         method, path = ("GET", "/v1/models") if body is None else ("POST", "/v1/chat/completions")
-        length = "" if body is None else f"Content-Length: {len(body)}\r\n"
+        length = "" if body is None else f"{JSON}Content-Length: {len(body)}\r\n"
         head = f"{method} {path} HTTP/1.1\r\nHost: llama.test\r\n{length}Connection: close\r\n\r\n"
         writer.write(head.encode() + (body or b""))
         try:
@@ -176,6 +183,75 @@ async def test_the_number_of_workers_may_change(
             assert len(await gateway.worker_pids()) == after
             enough = load.answered + 100
             await eventually(lambda: load.answered > enough, 10)
+
+
+async def test_addresses_that_the_file_no_longer_names_are_closed(
+    home: Path, engine: FakeEngine
+) -> None:
+    async with Succeeded(home, services(home)) as gateway:
+        old = gateway.port
+        gateway.config["listen"]["http"] = f"unix:{home}/public.sock"
+        gateway.write_file()
+        await gateway.succeed()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", old)
+        reader, writer = await asyncio.open_unix_connection(str(home / "public.sock"))
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: llama.test\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+@pytest.mark.parametrize("mode", ["steer", "through"])
+async def test_streams_by_way_of_a_router_end_whole(
+    home: Path, engine: FakeEngine, mode: str
+) -> None:
+    router = {"type": "sglang", "mode": mode, "policy": "round_robin"}
+    routed = [{**service, "router": router} for service in services(home)]
+    async with Succeeded(home, routed) as gateway:
+        first = await gateway.router_pid("llama")
+        load = Load(gateway.port)
+        engine.gap_s = 0.1
+        streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(6)]
+        await eventually(lambda: engine.running == 6, 10)
+        await gateway.succeed()
+        assert await gateway.router_pid("llama") != first
+        assert alive(first)
+        assert not any(stream.done() for stream in streams)
+        for answer in await asyncio.gather(*streams):
+            assert b"\ndata: [DONE]\n" in answer
+        await eventually(lambda: not alive(first), 10, "the first router is gone")
+        assert (await load.ask(STREAM)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_stream_through_a_tunnel_ends_whole_and_the_next_has_its_own(
+    home: Path, tmp_path: Path
+) -> None:
+    async with FakeEngine("a", host="127.0.0.1") as engine:
+        sshd = SshServer(tmp_path / "sshd")
+        await sshd.start()
+        ssh = {
+            "host": sshd.destination,
+            "port": sshd.port,
+            "app_port": engine.port,
+            "identity": sshd.identity,
+        }
+        routed = [{"name": "llama", "replicas": [{"id": "a", "ssh": ssh}]}]
+        try:
+            async with Succeeded(home, routed) as gateway:
+                load = Load(gateway.port)
+                engine.gap_s = 0.1
+                async with load.running(2):
+                    streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(4)]
+                    await eventually(lambda: engine.running == 4, 10)
+                    await gateway.succeed()
+                    assert not any(stream.done() for stream in streams)
+                    for answer in await asyncio.gather(*streams):
+                        assert b"\ndata: [DONE]\n" in answer
+                    await eventually(lambda: len(ssh_processes(str(home))) == 1, 10)
+                    enough = load.answered + 50
+                    await eventually(lambda: load.answered > enough, 10)
+        finally:
+            await sshd.stop()
 
 
 async def test_a_file_with_a_mistake_leaves_the_old_one_in_charge(
