@@ -368,10 +368,7 @@ class Control:
         self.notifier.ready()
 
     def ask_to_be_succeeded(self) -> None:
-        if self._started and not self.stop_asked.is_set():
-            self.succession.begin()
-        else:
-            _log.error("SIGUSR2: this gateway is starting or stopping; nothing is done")
+        self.succession.begin(serving=self._started and not self.stop_asked.is_set())
 
     def reopen_logs(self) -> None:
         if self._started:

@@ -215,10 +215,12 @@ class Succession:
     def as_json(self) -> dict[str, Any]:
         return {"tries": self.tries, "under_way": self.under_way, "fault": self.fault}
 
-    def begin(self) -> None:
+    def begin(self, *, serving: bool) -> None:
         self.tries += 1
         if self._argv is None:
             self.fault = "only `gatewayd run` can be replaced while it runs"
+        elif not serving:
+            self.fault = "this gateway is starting or stopping"
         elif os.getpid() == 1:
             self.fault = "pid 1 cannot be replaced: its container would end with it"
         elif self.under_way:
