@@ -63,6 +63,7 @@ class AccessLog:
         self._stamp = ""
         self._reopen = False
         self._closing = threading.Event()
+        self._news = threading.Event()  # a first line of a batch, or something else to do
         self._thread: threading.Thread | None = None
         if log.access != "off":
             self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
@@ -82,6 +83,8 @@ class AccessLog:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = self._stamp + _MILLISECONDS[int((wall - second) * 1000)]
         self._lines.append(self._format(exchange, now, stamp))
+        if len(self._lines) == 1:
+            self._news.set()
 
     @property
     def dropped(self) -> int:
@@ -91,16 +94,20 @@ class AccessLog:
     def reopen(self) -> None:
         """After the file was moved away (SIGUSR1)."""
         self._reopen = True
+        self._news.set()
 
     def close(self) -> None:
         """Write what waits; gives up after a second when nobody reads."""
         self._closing.set()
+        self._news.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
         fd = self._open()
         while True:
+            self._news.wait()  # an idle gateway wakes nobody
+            self._news.clear()
             last = self._closing.wait(_FLUSH_S)
             if self._reopen:
                 self._reopen = False

@@ -56,7 +56,7 @@ class Forward:
         return f"<Forward {self._exchange!r} attempt {self._exchange.attempts}>"
 
     def start(self) -> None:
-        self._plane.active.add(self)
+        self._plane.begin(self)
         if self._served.router is None:
             self._exchange.via = "direct"
             self._attempt()

@@ -7,7 +7,6 @@ Does not own: snapshots and admission (handler), what a timeout means (forward).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 from collections.abc import Callable, Coroutine
@@ -55,6 +54,7 @@ class Plane:
         self._date = b""
         self._date_until = 0.0
         self._sweeper: asyncio.Task[None] | None = None
+        self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
 
     def pool(self, endpoint: Endpoint) -> Pool:
         pool = self._pools.get(endpoint.address)
@@ -129,16 +129,34 @@ class Plane:
             mux_pool.close()
         self.keep_pools(set())
 
+    def begin(self, forward: Forward) -> None:
+        """It runs from now on, and has deadlines."""
+        self.active.add(forward)
+        if self._resting is not None:
+            _wake(self._resting)
+
+    async def _rest(self) -> None:
+        """Nothing runs: the sweeper waits for what is next, an exchange or its slow round."""
+        resting = self._resting = self.loop.create_future()
+        timer = self.loop.call_later(_SWEEP_S * _SLOW_EVERY, _wake, resting)
+        try:
+            await resting
+        finally:
+            timer.cancel()
+            self._resting = None
+
     async def _sweep(self) -> None:
         """One task walks all deadlines: a timer per exchange would cost 5 µs each."""
         loop = self.loop
-        for turn in itertools.count(1):
-            await asyncio.sleep(_SWEEP_S)
+        slow_at = loop.time()
+        while True:
+            await (asyncio.sleep(_SWEEP_S) if self.active else self._rest())
             now = loop.time()
             try:
                 for forward in list(self.active):
                     forward.sweep(now)
-                if turn % _SLOW_EVERY == 0:
+                if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
+                    slow_at = now
                     for server in self.servers:
                         for connection in server.each():
                             connection.sweep(now)
@@ -148,6 +166,11 @@ class Plane:
                         mux_pool.close_idle(now - MUX_IDLE_S)
             except Exception:
                 _log.exception("the sweeper met what it did not expect; it goes on")
+
+
+def _wake(resting: asyncio.Future[None]) -> None:
+    if not resting.done():
+        resting.set_result(None)
 
 
 def _nothing() -> None:
