@@ -203,6 +203,7 @@ class Succession:
         self._notifier = notifier
         self._holding = holding
         self._task: asyncio.Task[None] | None = None
+        self._in_charge: Successor | None = None
 
     def __repr__(self) -> str:
         how = "taken" if self.taken else "under way" if self.under_way else "not asked for"
@@ -266,6 +267,9 @@ class Succession:
             raise
         else:
             self.taken = True
+            # Its line is open as long as we live: the end of it tells that we have drained. Newer
+            # Pythons (3.11.7, not 3.11.2) close a stream that nobody holds.
+            self._in_charge = successor
             successor.say("take")
             _log.info("pid %d has taken over; finishing what runs", successor.pid)
             self._holding.taken()
