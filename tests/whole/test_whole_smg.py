@@ -135,8 +135,10 @@ async def held_requests_are_spread_and_prefixes_stay(whole: Routed) -> None:
     for replica in whole.replicas:
         replica.gate.clear()
     prompts = [f"{letter} " * 600 for letter in "abcdefgh"]
-    asked = [asyncio.create_task(whole.clients.post(prompt=p, max_tokens=1)) for p in prompts]
-    await eventually(lambda: sum(r.running for r in whole.replicas) == len(prompts), 5)
+    asked = []
+    for prompt in prompts:  # one after the other: decisions of the same moment know no loads
+        asked.append(asyncio.create_task(whole.clients.post(prompt=prompt, max_tokens=1)))
+        await eventually(lambda: sum(r.running for r in whole.replicas) == len(asked), 5)
     assert {r.running for r in whole.replicas} == {len(prompts) // 2}
     for replica in whole.replicas:
         replica.gate.set()
