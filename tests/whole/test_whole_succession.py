@@ -23,7 +23,7 @@ STREAM = json.dumps(
     {
         "model": "fake-model",
         "stream": True,
-        "max_tokens": 40,
+        "max_tokens": 600,
         "messages": [{"role": "user", "content": "x"}],
     }
 ).encode()
@@ -145,7 +145,7 @@ async def test_nobody_is_refused_and_nothing_is_cut_twice_in_a_row(
     run_dir = home / "run"
     async with Succeeded(home, services(home), run_dir=str(run_dir)) as gateway:
         first, load = gateway.pid, Load(gateway.port)
-        engine.gap_s = 0.1  # a stream of 4 s
+        engine.gap_s = 0.1  # a stream of a minute, until the test has seen enough
         open_then = descriptors(first)
         async with load.running():
             streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(20)]
@@ -161,6 +161,7 @@ async def test_nobody_is_refused_and_nothing_is_cut_twice_in_a_row(
             )
             await gateway.remove("llama", "b")
             await gateway.succeed()
+            engine.gap_s = 0.0
             whole = await asyncio.gather(*streams)
             assert all(b"\ndata: [DONE]\n" in answer for answer in whole), whole[0]
             await eventually(lambda: not alive(first) and not alive(second), 10)
@@ -226,6 +227,7 @@ async def test_streams_by_way_of_a_router_end_whole(
         assert await gateway.router_pid("llama") != first
         assert alive(first)
         assert not any(stream.done() for stream in streams)
+        engine.gap_s = 0.0
         for answer in await asyncio.gather(*streams):
             assert b"\ndata: [DONE]\n" in answer
         await eventually(lambda: not alive(first), 10, "the first router is gone")
@@ -254,6 +256,7 @@ async def test_a_stream_through_a_tunnel_ends_whole_and_the_next_has_its_own(
                     await eventually(lambda: engine.running == 4, 10)
                     await gateway.succeed()
                     assert not any(stream.done() for stream in streams)
+                    engine.gap_s = 0.0
                     for answer in await asyncio.gather(*streams):
                         assert b"\ndata: [DONE]\n" in answer
                     await eventually(lambda: len(ssh_processes(str(home))) == 1, 10)
