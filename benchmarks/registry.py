@@ -25,7 +25,8 @@ import aiohttp
 
 from gatewayd.control.saved import Saved
 from gatewayd.control.store import Store
-from gatewayd.core.model import Cors, RateLimit, Replica, Secret, Service, UnixAddress
+from gatewayd.core.model import Cors, RateLimit, Replica, Service, UnixAddress
+from gatewayd.core.secret import Secret
 
 FILE = """
 domain: example.com

@@ -17,7 +17,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from gatewayd.core.model import Secret, SshHop
+from gatewayd.core.model import SshHop
+from gatewayd.core.secret import Secret
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 

@@ -21,13 +21,13 @@ from gatewayd.config.schema_certificate import (
 from gatewayd.config.schema_service import ServiceTable
 from gatewayd.config.values import parse_listen_address
 from gatewayd.core.acme import LETS_ENCRYPT
-from gatewayd.core.model import (
+from gatewayd.core.certificate import (
     AcmeCertificate,
     CertificateSource,
     FileCertificate,
-    Hsts,
     LiveFolder,
 )
+from gatewayd.core.model import Hsts
 from gatewayd.core.names import uncovered
 
 _PORT = "0.0.0.0:8443"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gatewayd.config.model import Config
 from gatewayd.config.render import to_tables
-from gatewayd.core.model import Secret
+from gatewayd.core.secret import Secret
 
 FIXED = ("listen", "workers", "state_dir", "run_dir", "ports")  # bound or created at start
 

@@ -7,18 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gatewayd.core.certificate import CertificateSource
 from gatewayd.core.demand import Count
 from gatewayd.core.entrypoint import Entrypoint
-from gatewayd.core.model import (
-    Address,
-    Auth,
-    CertificateSource,
-    DstackAuth,
-    Limits,
-    Log,
-    RouterSpec,
-    Service,
-)
+from gatewayd.core.model import Address, Auth, DstackAuth, Limits, Log, RouterSpec, Service
 
 
 @dataclass(frozen=True, slots=True)

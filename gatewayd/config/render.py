@@ -13,28 +13,30 @@ import yaml
 from gatewayd.config.model import Config, PortRange
 from gatewayd.config.secrets import is_secret_arg
 from gatewayd.config.values import format_duration, format_size
+from gatewayd.core.certificate import (
+    AcmeCertificate,
+    CertificateSource,
+    FileCertificate,
+    LiveFolder,
+)
 from gatewayd.core.entrypoint import OPENAI, Entrypoint, OpenAiFormat, TgiFormat
 from gatewayd.core.model import (
-    AcmeCertificate,
     Auth,
-    CertificateSource,
     Cors,
     DstackAuth,
-    FileCertificate,
     Hsts,
     HttpAuth,
     Limits,
-    LiveFolder,
     RateLimit,
     Replica,
     RouterSpec,
-    Secret,
     Service,
     SshTunnel,
     Timeouts,
     TokensAuth,
     UnixAddress,
 )
+from gatewayd.core.secret import Secret
 
 Tables = dict[str, Any]
 

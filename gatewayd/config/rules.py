@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatewayd.config.source import Node, Place
-from gatewayd.core.model import CertificateSource, RouterSpec
+from gatewayd.core.certificate import CertificateSource
+from gatewayd.core.model import RouterSpec
 
 Loc = tuple[str | int, ...]
 

@@ -1,6 +1,6 @@
 """What must not be shown: by the place it stands in, before anybody knows whether it is valid.
 
-Owns: the names of secret keys. Does not own: `Secret` (core.model).
+Owns: the names of secret keys. Does not own: `Secret` (core.secret).
 """
 
 from __future__ import annotations

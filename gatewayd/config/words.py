@@ -14,7 +14,8 @@ from gatewayd.config.errors import BadValueError
 from gatewayd.config.leaf import Leaf, string, text_leaf
 from gatewayd.config.model import ListenAddress, PortRange
 from gatewayd.config.values import did_you_mean
-from gatewayd.core.model import Address, Secret, TcpAddress, UnixAddress
+from gatewayd.core.model import Address, TcpAddress, UnixAddress
+from gatewayd.core.secret import Secret
 from gatewayd.core.ssh import HOST, USER
 
 _PREFIX = re.compile(r"/[^\s\\{}?#]*")  # what nginx takes for a location, without its quoting

@@ -19,8 +19,8 @@ from gatewayd.control.acme_wire import AcmeError
 from gatewayd.control.certs import CertificateError, CertificateStatus, time_fault
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.renewals import Renewals
+from gatewayd.core.certificate import AcmeCertificate
 from gatewayd.core.messages import CertificatePair
-from gatewayd.core.model import AcmeCertificate
 from gatewayd.core.names import covers
 
 ENSURE_TIMEOUT_S: Final = 40.0

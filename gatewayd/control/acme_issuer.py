@@ -18,7 +18,7 @@ from gatewayd.control.acme_server import AcmeServer, ProofError, Window
 from gatewayd.control.acme_store import AcmeStore, Issued
 from gatewayd.control.acme_wire import AcmeError, Wire
 from gatewayd.core.acme import Problem
-from gatewayd.core.model import AcmeCertificate
+from gatewayd.core.certificate import AcmeCertificate
 
 _log = logging.getLogger(__name__)
 

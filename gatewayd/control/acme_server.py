@@ -31,7 +31,7 @@ from gatewayd.control.acme_keys import (
 from gatewayd.control.acme_store import AcmeStore
 from gatewayd.control.acme_wire import AcmeError, Answer, Wire
 from gatewayd.core.acme import Problem, read_problem
-from gatewayd.core.model import AcmeCertificate
+from gatewayd.core.certificate import AcmeCertificate
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from gatewayd.config.model import Config
 from gatewayd.control.state import AcmeSettings
 from gatewayd.core.acme import LETS_ENCRYPT
-from gatewayd.core.model import AcmeCertificate
+from gatewayd.core.certificate import AcmeCertificate
 
 
 def acme_settings(config: Config, said: AcmeSettings | None) -> AcmeCertificate | None:

@@ -10,7 +10,7 @@ import os
 import ssl
 
 from gatewayd.config.rules import CertificateFacts
-from gatewayd.core.model import AcmeCertificate, CertificateSource
+from gatewayd.core.certificate import AcmeCertificate, CertificateSource
 
 
 def check_certificate(source: CertificateSource) -> CertificateFacts:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from gatewayd.config.rules import CertificateFacts
 from gatewayd.control.certificate_pairs import CertificateFileError, ReadCertificate, read_files
-from gatewayd.core.model import FileCertificate, FileSource, LiveFolder
+from gatewayd.core.certificate import FileCertificate, FileSource, LiveFolder
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from gatewayd.core.certificate import FileCertificate
 from gatewayd.core.messages import CertificatePair
-from gatewayd.core.model import FileCertificate
 from gatewayd.net.tls import BadCertificateError, context_of
 
 _SIZE_MAX: Final = 1024 * 1024

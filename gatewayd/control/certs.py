@@ -18,8 +18,8 @@ from gatewayd.config.model import Config
 from gatewayd.control.acme_settings import acme_settings
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.state import State
+from gatewayd.core.certificate import AcmeCertificate, FileCertificate, FileSource
 from gatewayd.core.messages import CertificatePair
-from gatewayd.core.model import AcmeCertificate, FileCertificate, FileSource
 from gatewayd.core.names import covers, uncovered
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from gatewayd.control.conflicts import RefusedError, check_domains, check_entryp
 from gatewayd.control.saved import Saved
 from gatewayd.control.state import AcmeSettings
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Replica, Secret, Service
+from gatewayd.core.model import Replica, Service
+from gatewayd.core.secret import Secret
 
 _BODY_SIZE_BEFORE: Final = 1024 * 1024  # what the older form means by saying nothing
 

@@ -18,7 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from gatewayd.control.saved import Saved
 from gatewayd.control.state import AcmeSettings
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Replica, Secret, Service
+from gatewayd.core.model import Replica, Service
+from gatewayd.core.secret import Secret
 
 FORMAT: Final = "gatewayd registry"
 VERSION: Final = 1

@@ -39,7 +39,8 @@ from gatewayd.control.reservations import Reservations
 from gatewayd.control.state import AcmeSettings, State, find_replica
 from gatewayd.control.tunneled import Tunneled
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Auth, Replica, Secret, Service
+from gatewayd.core.model import Auth, Replica, Service
+from gatewayd.core.secret import Secret
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from gatewayd.control.state import AcmeSettings, State
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Replica, Secret, Service
+from gatewayd.core.model import Replica, Service
+from gatewayd.core.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)

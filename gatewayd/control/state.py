@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
-from gatewayd.core.model import Auth, Replica, ReplicaRole, Secret, Service
+from gatewayd.core.model import Auth, Replica, ReplicaRole, Service
+from gatewayd.core.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The nouns of the gateway: services, replicas, endpoints and the policies they carry.
 
 Owns: the shape of the values that cross every boundary (file -> state -> snapshot -> worker).
-Does not own: how they are read (config), changed (control.registry) or used (proxy).
+Does not own: how they are read (config), changed (control.registry) or used (proxy), where
+certificates come from (core.certificate).
 All values are immutable; durations are seconds, sizes are bytes.
 """
 
@@ -10,36 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gatewayd.core.certificate import FileCertificate
 from gatewayd.core.entrypoint import OPENAI, ModelFormat
 from gatewayd.core.frames import by_fields
+from gatewayd.core.secret import Secret
 
 Balance = Literal["least_requests", "round_robin", "random"]
 RouterMode = Literal["auto", "steer", "through"]
 Role = Literal["prefill", "decode", "regular"]
 Origin = Literal["file", "api"]
-
-
-class Secret:
-    """A string that never prints: `str`, `repr` and `format` give `***`; `reveal()` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(("Secret", self._value))
 
 
 @by_fields
@@ -172,47 +152,6 @@ class RouterSpec:
         """Whether requests that the router can decide on go straight to the replica it chose."""
         # With two replicas for a request, only the router knows what to tell each of them.
         return self.mode != "through" and bool(traits.steer_paths) and not self.pd_disaggregation
-
-
-@by_fields
-@dataclass(frozen=True, slots=True)
-class FileCertificate:
-    """Where a certificate with its chain, and its private key, are kept current by somebody else.
-
-    `default`: it is shown to clients that name no host, or one that is not served.
-    """
-
-    cert: str
-    key: str
-    default: bool = False
-
-
-@by_fields
-@dataclass(frozen=True, slots=True)
-class LiveFolder:
-    """Where certbot keeps its certificates: a folder for each below `path`."""
-
-    path: str
-
-
-@by_fields
-@dataclass(frozen=True, slots=True)
-class AcmeCertificate:
-    """Certificates that the gateway gets itself (RFC 8555), from the first of `servers` that gives
-    one. `names` are those of their own, wildcards as a rule; other names follow from services."""
-
-    servers: tuple[str, ...]  # URLs of directories, in order of preference
-    ca_file: str | None = None  # what their own HTTPS is checked against; None: as the system does
-    email: str | None = None
-    eab_kid: str | None = None  # external account binding: which
-    eab_hmac_key: Secret | None = None
-    challenges: tuple[str, ...] = ("http-01", "tls-alpn-01")
-    dns_hook: str | None = None
-    names: tuple[str, ...] = ()
-
-
-FileSource = FileCertificate | LiveFolder
-CertificateSource = FileSource | AcmeCertificate
 
 
 @by_fields

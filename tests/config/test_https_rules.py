@@ -10,14 +10,14 @@ from gateway_text import Load, Problems
 from gatewayd.config.rules import CertificateFacts
 from gatewayd.control.certificate_check import check_certificate
 from gatewayd.core.acme import LETS_ENCRYPT
-from gatewayd.core.model import (
+from gatewayd.core.certificate import (
     AcmeCertificate,
     CertificateSource,
     FileCertificate,
-    Hsts,
     LiveFolder,
-    Secret,
 )
+from gatewayd.core.model import Hsts
+from gatewayd.core.secret import Secret
 
 GATEWAY = "domain: example.com\ncertificate: {type: file, cert: /c, key: /k}\n"
 WILD = CertificateFacts(frozenset({"*.example.com"}))

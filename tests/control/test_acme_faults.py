@@ -27,8 +27,8 @@ from gatewayd.control.acme_store import AcmeStore
 from gatewayd.control.acme_wire import AcmeError
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.renewals import Renewals
+from gatewayd.core.certificate import AcmeCertificate
 from gatewayd.core.messages import CertificatePair
-from gatewayd.core.model import AcmeCertificate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

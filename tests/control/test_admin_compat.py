@@ -16,7 +16,7 @@ import pytest_asyncio
 from gateway import FILE, Gateway, running
 
 from gatewayd.control.store import Store
-from gatewayd.core.model import Secret
+from gatewayd.core.secret import Secret
 
 OK = (200, {"status": "ok"})
 MAIN = "/api/registry/main/services"

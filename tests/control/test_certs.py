@@ -17,7 +17,7 @@ from gatewayd.config.load import load_config
 from gatewayd.control import certs as certs_module
 from gatewayd.control.certificate_check import check_certificate
 from gatewayd.control.certificate_files import CertificateFiles
-from gatewayd.core.model import FileCertificate, LiveFolder
+from gatewayd.core.certificate import FileCertificate, LiveFolder
 
 FILE = """
 domain: example.com

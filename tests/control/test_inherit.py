@@ -18,7 +18,8 @@ from gatewayd.control.saved import Saved
 from gatewayd.control.state import AcmeSettings
 from gatewayd.control.store import Store
 from gatewayd.core.entrypoint import Entrypoint, OpenAiFormat, TgiFormat
-from gatewayd.core.model import RateLimit, Secret, SshHop
+from gatewayd.core.model import RateLimit, SshHop
+from gatewayd.core.secret import Secret
 
 GATEWAY = """
 domain: example.com

@@ -16,7 +16,8 @@ from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.keeper import NotSavedError
 from gatewayd.control.outside import TunnelError
 from gatewayd.core.entrypoint import Entrypoint
-from gatewayd.core.model import Replica, Secret, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.model import Replica, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.secret import Secret
 
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"

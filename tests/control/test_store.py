@@ -22,13 +22,13 @@ from gatewayd.core.model import (
     RateLimit,
     Replica,
     RouterSpec,
-    Secret,
     Service,
     SshHop,
     SshTunnel,
     TcpAddress,
     UnixAddress,
 )
+from gatewayd.core.secret import Secret
 
 KEY = Secret("-----BEGIN PRIVATE KEY")
 

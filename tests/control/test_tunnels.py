@@ -18,7 +18,8 @@ from ssh_server import SshServer, make_key, ssh_processes
 from gatewayd.control import tunnel as tunnel_module
 from gatewayd.control.outside import TunnelError
 from gatewayd.control.tunnels import SshTunnels
-from gatewayd.core.model import Replica, Secret, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.model import Replica, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.secret import Secret
 
 KEY = "main/llama"
 

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from gatewayd.core.model import Secret, SshHop, SshTunnel
+from gatewayd.core.model import SshHop, SshTunnel
+from gatewayd.core.secret import Secret
 from gatewayd.core.ssh import (
     FORWARDS,
     HOST,

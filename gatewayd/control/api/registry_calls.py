@@ -28,7 +28,8 @@ from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.registry import DRAIN_TIMEOUT_S, Registry
 from gatewayd.control.reload import Reloader
 from gatewayd.control.state import State
-from gatewayd.core.model import RouterSpec, Secret
+from gatewayd.core.model import RouterSpec
+from gatewayd.core.secret import Secret
 
 CheckRouter = Callable[[RouterSpec], list[str]]
 

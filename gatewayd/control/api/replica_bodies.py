@@ -18,7 +18,8 @@ from gatewayd.config.values import parse_replica_url, parse_socket_path, replica
 from gatewayd.control.api.model_bodies import Body
 from gatewayd.control.api.replies import InvalidBodyError
 from gatewayd.control.conflicts import NO_INTERNAL_IP, RefusedError
-from gatewayd.core.model import Address, Replica, Secret, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.model import Address, Replica, SshHop, SshTunnel, UnixAddress
+from gatewayd.core.secret import Secret
 from gatewayd.core.ssh import HOST, USER
 
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -21,16 +21,8 @@ from gatewayd.control.api.model_bodies import Body, Domain, OpenAiModelBody, Opt
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.state import AcmeSettings
 from gatewayd.core.entrypoint import OPENAI
-from gatewayd.core.model import (
-    Balance,
-    Cors,
-    RateLimit,
-    RouterMode,
-    RouterSpec,
-    Secret,
-    Service,
-    Timeouts,
-)
+from gatewayd.core.model import Balance, Cors, RateLimit, RouterMode, RouterSpec, Service, Timeouts
+from gatewayd.core.secret import Secret
 
 _DRAIN_TIMEOUT_MAX_S = 3600.0
 
