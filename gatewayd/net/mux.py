@@ -1,7 +1,8 @@
 """Requests that share connections (HTTP/2 without TLS), for somebody who reads no answer.
 
-Owns: a connection, its streams, flow control, the peer's limits. Does not own: bytes (core.http2),
-which connection (net.mux_pool), what is asked and what an answer's coming means (proxy.question).
+Owns: a connection, the numbers of its streams, the peer's limits. Does not own: one request
+(net.mux_stream), bytes (core.http2), which connection (net.mux_pool), what is asked and what an
+answer's coming means (proxy.question).
 
 A router holds thousands of questions open. One connection for each would cost either side a
 descriptor, and the router 16 KiB of buffers. What is said in one turn of the loop leaves in one
@@ -11,124 +12,20 @@ write at its end (as in net.outbox): dozens of questions then wake the router on
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from gatewayd.core import http2
+from gatewayd.net.mux_stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from gatewayd.net.mux_stream import Listener
 
 _UNTIL_TOLD: Final = 100  # streams on a connection whose peer has not said how many it takes
-_MAX_PENDING: Final = 64 * 1024  # of a body, beyond what the peer takes now
 _LAST_NUMBER: Final = http2.LARGEST - 1000  # of a stream; then another connection is made
 _MAX_WAITING: Final = 256 * 1024  # bytes said in one turn, before they leave in the middle of it
 _TOP_UP: Final = 1 << 30  # received before the peer's window is opened anew
-
-
-class Listener(Protocol):
-    """Who is told how a request ended; one of the two, once."""
-
-    def answered(self) -> None: ...
-
-    def broken(self) -> None: ...
-
-
-class Stream:
-    """One request. `sent` once its last byte was."""
-
-    __slots__ = (
-        "_at",
-        "_drained",
-        "_last",
-        "_mux",
-        "_pending",
-        "listener",
-        "number",
-        "sent",
-        "window",
-    )
-
-    def __init__(self, mux: Mux, number: int, listener: Listener, window: int) -> None:
-        self._mux = mux
-        self._pending = b""
-        self._at = 0  # how much of it has left
-        self._last = False
-        self._drained: asyncio.Future[None] | None = None
-        self.listener: Listener | None = listener  # None: it is over
-        self.number = number
-        self.window = window
-        self.sent = False
-
-    def __repr__(self) -> str:
-        state = "over" if self.listener is None else "sent" if self.sent else "sending"
-        return f"<Stream {self.number} {state}>"
-
-    @property
-    def paused(self) -> bool:
-        return len(self._pending) - self._at > _MAX_PENDING
-
-    def write(self, data: bytes, *, last: bool = False) -> None:
-        """Send a piece of the body, as far as the peer takes it now."""
-        if self.listener is None:
-            return
-        self._pending = self._pending[self._at :] + data
-        self._at = 0
-        self._last = last
-        self.flush()
-
-    async def drained(self) -> None:
-        """Returns when the stream takes bytes again, or is over."""
-        if self.paused and self.listener is not None:
-            self._drained = self._mux.loop.create_future()
-            await self._drained
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more; the peer is told."""
-        if self.listener is not None:
-            self._mux.take_back(self)
-            self.leave()
-
-    # --- for its connection
-
-    def flush(self) -> None:
-        parts = list(self._frames())
-        if parts:
-            self._mux.send(b"".join(parts), self.number)
-        left = len(self._pending) - self._at
-        if not left:
-            self._pending = b""  # a question is held for as long as its exchange, its body is not
-            self._at = 0
-        self._mux.wait(self, blocked=left > 0)
-        if left <= _MAX_PENDING:
-            self._wake()
-
-    def _frames(self) -> Iterator[bytes]:
-        mux = self._mux
-        end = len(self._pending)
-        while not self.sent and (self._at < end or self._last):
-            size = min(end - self._at, self.window, mux.window, mux.frame_size)
-            if size <= 0 and self._at < end:
-                return
-            piece = self._pending[self._at : self._at + size]
-            self._at += size
-            self.window -= size
-            mux.window -= size
-            self.sent = self._last and self._at == end
-            yield http2.frame(http2.DATA, http2.END_STREAM * self.sent, self.number, piece)
-
-    def leave(self) -> Listener | None:
-        """It is over; whoever is to hear of it."""
-        listener, self.listener = self.listener, None
-        self._pending = b""
-        self._at = 0
-        self._mux.forget(self)
-        self._wake()
-        return listener
-
-    def _wake(self) -> None:
-        waiter, self._drained = self._drained, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class Mux(asyncio.Protocol):
@@ -253,7 +150,7 @@ class Mux(asyncio.Protocol):
         self._transport = None
         self.retired = True
         for stream in list(self._streams.values()):
-            _break(stream)
+            stream.break_off()
 
     def data_received(self, data: bytes) -> None:
         if self._buffer:
@@ -306,12 +203,12 @@ class Mux(asyncio.Protocol):
         elif kind == http2.PING and not flags & http2.ACK:
             self.send(http2.frame(http2.PING, http2.ACK, 0, payload))
         elif kind == http2.RST_STREAM and (stream := self._streams.get(number)) is not None:
-            _break(stream)
+            stream.break_off()
         elif kind == http2.GOAWAY:
             self.retired = True
             last = int.from_bytes(payload[:4], "big") & http2.LARGEST
             for stream in [s for n, s in self._streams.items() if n > last]:
-                _break(stream)
+                stream.break_off()
             self.retire()
 
     def _opened(self, number: int, size: int) -> None:
@@ -336,9 +233,3 @@ class Mux(asyncio.Protocol):
     def _flush_blocked(self) -> None:
         for stream in list(self._blocked.values()):
             stream.flush()
-
-
-def _break(stream: Stream) -> None:
-    listener = stream.leave()
-    if listener is not None:
-        listener.broken()

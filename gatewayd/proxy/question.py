@@ -24,8 +24,9 @@ from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
-    from gatewayd.net.mux import Mux, Stream
+    from gatewayd.net.mux import Mux
     from gatewayd.net.mux_pool import MuxPool
+    from gatewayd.net.mux_stream import Stream
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served

@@ -17,8 +17,9 @@ from gatewayd.core import http2
 from gatewayd.core.model import TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
 from gatewayd.net import mux as mux_module
-from gatewayd.net.mux import Mux, Stream
+from gatewayd.net.mux import Mux
 from gatewayd.net.mux_pool import MuxPool
+from gatewayd.net.mux_stream import Stream
 from gatewayd.net.pool import ConnectFailedError
 
 HEAD = http2.post(b"/v1", b"router", ((b"x-ask", b"s0.1.1"),))
