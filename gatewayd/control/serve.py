@@ -61,7 +61,7 @@ async def serve(
             if ready is not None:
                 ready(control.addresses)
             else:
-                announce(control.status.summary())
+                announce(control.parts.status.summary())
             await control.stop_asked.wait()
     except (ListenError, StateDirError) as error:
         _log.error("%s", error)

@@ -146,7 +146,7 @@ async def test_a_replica_behind_ssh_is_reached_by_its_hops(gateway: Gateway) -> 
         seen.append(replica)
         return replica
 
-    tunneled = gateway.control.registry._tunnels
+    tunneled = gateway.control.parts.registry._tunnels
     original, tunneled.open = tunneled.open, open_  # type: ignore[method-assign]
     try:
         await register(gateway)
@@ -222,14 +222,14 @@ async def test_a_run_named_gateway(gateway: Gateway) -> None:
 async def test_the_authority_of_certificates(gateway: Gateway) -> None:
     body = {"acme_server": "https://ca.example/dir", "acme_eab_kid": "k", "acme_eab_hmac_key": "h"}
     assert await gateway.post("/api/config", body) == OK
-    acme = gateway.control.state.acme
+    acme = gateway.control.parts.state.acme
     assert acme is not None
     assert (acme.server, acme.eab_hmac_key) == ("https://ca.example/dir", Secret("h"))
     status, answer = await gateway.post("/api/config", {"acme_server": "no url"})
     assert (status, answer["detail"][0]["loc"]) == (422, ["body", "acme_server"])
-    assert gateway.control.state.acme == acme
+    assert gateway.control.parts.state.acme == acme
     assert await gateway.post("/api/config", {}) == OK  # replaced as a whole
-    assert gateway.control.state.acme.server is None
+    assert gateway.control.parts.state.acme.server is None
 
 
 async def test_https_that_cannot_be_is_refused_and_leaves_nothing(gateway: Gateway) -> None:
@@ -318,11 +318,11 @@ async def test_many_clients_change_everything_at_once(
     for name, count in balance.items():
         if len(name) == 1:
             assert count == (name[0] in left), name
-    domains = [s.domains[0] for s in gateway.control.state.services.values()]
+    domains = [s.domains[0] for s in gateway.control.parts.state.services.values()]
     assert len(set(domains)) == len(domains)
     saved = Store(gateway.home / "state").load()
     assert saved.services == {
-        key: s for key, s in gateway.control.state.services.items() if s.origin == "api"
+        key: s for key, s in gateway.control.parts.state.services.items() if s.origin == "api"
     }
 
 
@@ -334,9 +334,9 @@ async def test_what_was_registered_comes_back() -> None:
             for run in ("run-1", "llama"):
                 body = {"job_id": f"{run}-job", "url": "http://127.0.0.1:9"}
                 assert await gateway.post(f"{MAIN}/{run}/replicas/register", body) == OK
-            before = gateway.control.state
+            before = gateway.control.parts.state
         async with running(home, FILE) as gateway:
-            after = gateway.control.state
+            after = gateway.control.parts.state
             assert after.services == before.services
             assert after.keys == before.keys == {"main": Secret("PROJECT KEY")}
             _, status = await gateway.get("/api/status")

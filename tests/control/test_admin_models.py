@@ -44,7 +44,7 @@ TGI = {"format": "tgi", "chat_template": "{{ messages }}", "eos_token": "</s>"}
 
 
 def snapshot(gateway: Gateway) -> Snapshot:
-    return gateway.control.publisher._compiler.snapshot(0)
+    return gateway.control.parts.publisher._compiler.snapshot(0)
 
 
 def published(gateway: Gateway, domain: str = "gateway.example.com") -> EntrypointTarget:
@@ -184,7 +184,7 @@ async def test_what_is_no_model(gateway: Gateway, more: dict[str, Any]) -> None:
 )
 async def test_what_is_no_entrypoint(gateway: Gateway, body: Any, status: int) -> None:
     assert (await gateway.post(f"{PROJECT}/entrypoints/register", body))[0] == status
-    assert not gateway.control.state.entrypoints
+    assert not gateway.control.parts.state.entrypoints
 
 
 async def test_replicas_that_are_routers(gateway: Gateway) -> None:

@@ -30,8 +30,8 @@ async def test_health_and_readiness(home: Path) -> None:
         status, text = await gateway.get("/readyz?verbose")
         assert (status, text.splitlines()[-1]) == (200, "ready")
         assert "[+] workers: 2 of 2 serve" in text
-        gateway.control.workers.slots[0].kill()
-        await until(lambda: gateway.control.workers.slots[0].process is None)
+        gateway.control.parts.workers.slots[0].kill()
+        await until(lambda: gateway.control.parts.workers.slots[0].process is None)
         status, text = await gateway.get("/readyz?verbose")
         assert status == 503
         assert "[-] workers: 1 of 2 serve" in text
@@ -39,8 +39,10 @@ async def test_health_and_readiness(home: Path) -> None:
 
 async def test_status_and_metrics_tell_the_same(home: Path) -> None:
     async with running(home) as gateway:
-        await until(lambda: ("main/llama", "a") in gateway.control.state.unreachable)
-        await until(lambda: gateway.control.telemetry.totals()["main/llama"].codes == {200: 2})
+        await until(lambda: ("main/llama", "a") in gateway.control.parts.state.unreachable)
+        await until(
+            lambda: gateway.control.parts.telemetry.totals()["main/llama"].codes == {200: 2}
+        )
         _, status = await gateway.get("/api/status")
         (service,) = status["services"]
         (replica,) = service["replicas"]
@@ -57,7 +59,7 @@ async def test_status_and_metrics_tell_the_same(home: Path) -> None:
 
 async def test_a_replica_is_seen_up_again_within_a_second(home: Path) -> None:
     async with running(home) as gateway:
-        state = gateway.control.state
+        state = gateway.control.parts.state
         await until(lambda: ("main/llama", "a") in state.unreachable)
         server = await asyncio.start_unix_server(lambda r, w: w.close(), home / "a.sock")
         await until(lambda: not state.unreachable, timeout=2.0)
@@ -79,14 +81,14 @@ async def test_reload_applies_the_difference(home: Path) -> None:
         status, dry = await gateway.post("/api/reload?dry_run=1")
         assert (status, dry["applied"]) == (200, False)
         assert dry["changes"] == ["services: new added", "services.llama.model: null -> tiny"]
-        assert set(gateway.control.state.services) == {"main/llama"}
+        assert set(gateway.control.parts.state.services) == {"main/llama"}
         _, answer = await gateway.post("/api/reload")
         assert (answer["applied"], answer["changes"]) == (True, dry["changes"])
-        assert set(gateway.control.state.services) == {"main/llama", "main/new"}
+        assert set(gateway.control.parts.state.services) == {"main/llama", "main/new"}
         assert (await gateway.get("/readyz"))[0] == 200
         write(home)
         await gateway.post("/api/reload")
-        assert set(gateway.control.state.services) == {"main/llama"}
+        assert set(gateway.control.parts.state.services) == {"main/llama"}
         _, text = await gateway.get("/metrics")
         assert 'gatewayd_config_reloads_total{result="success"} 3.0' in text
         assert 'service="new"' not in text
@@ -94,7 +96,7 @@ async def test_reload_applies_the_difference(home: Path) -> None:
 
 async def test_a_bad_file_changes_nothing_and_is_counted(home: Path) -> None:
     async with running(home) as gateway:
-        version = gateway.control.publisher.version
+        version = gateway.control.parts.publisher.version
         gateway.file.write_text("domain: x.example\nlisten: {htp: 1}\n")
         status, answer = await gateway.post("/api/reload")
         assert status == 400
@@ -110,7 +112,7 @@ async def test_a_bad_file_changes_nothing_and_is_counted(home: Path) -> None:
         status, answer = await gateway.post("/api/reload")
         assert status == 400
         assert answer["refused"][0].startswith("limits.header_size: ")
-        assert gateway.control.publisher.version == version
+        assert gateway.control.parts.publisher.version == version
         _, text = await gateway.get("/metrics")
         assert 'gatewayd_config_reloads_total{result="failure"} 3.0' in text
 
@@ -124,7 +126,7 @@ async def test_the_log_says_what_a_reload_did(
 
         async def reload() -> None:
             if by == "signal":
-                await gateway.control.reloader.reload_for_signal()
+                await gateway.control.parts.reloader.reload_for_signal()
             else:
                 await gateway.post("/api/reload")
 
@@ -137,7 +139,7 @@ async def test_the_log_says_what_a_reload_did(
         gateway.file.write_text("x: 1")
         await reload()
         assert "reload failed; the running configuration stays" in caplog.messages
-        assert "main/new" in gateway.control.state.services
+        assert "main/new" in gateway.control.parts.state.services
 
 
 async def test_what_the_registry_holds_outlives_a_reload(home: Path) -> None:
@@ -148,7 +150,7 @@ async def test_what_the_registry_holds_outlives_a_reload(home: Path) -> None:
         await gateway.post(f"{replicas}/a/unregister")
         write(home, RELOADED)
         assert (await gateway.post("/api/reload"))[0] == 200
-        services = gateway.control.state.services
+        services = gateway.control.parts.state.services
         assert set(services) == {"main/llama", "main/new", "main/api"}
         assert [r.id for r in services["main/llama"].replicas] == ["x"]  # `a` was taken out
         assert services["main/llama"].model == "tiny"
@@ -227,6 +229,6 @@ async def test_failures_inside_show_nothing(
         def broken() -> None:
             raise ZeroDivisionError("inner words")
 
-        monkeypatch.setattr(gateway.control.status, "_listeners", broken)
+        monkeypatch.setattr(gateway.control.parts.status, "_listeners", broken)
         assert await gateway.get("/api/status") == (500, "Internal Server Error")
     assert "inner words" in caplog.text

@@ -86,7 +86,7 @@ async def test_a_service_comes_and_goes(gateway: Gateway) -> None:
     assert await gateway.post(f"{SERVICES}/register", FULL) == OK
     foo = await shown(gateway, "foo")
     assert (foo["domains"], foo["model"], foo["origin"]) == (["foo.example.com"], "m", "api")
-    service = gateway.control.state.services["main/foo"]
+    service = gateway.control.parts.state.services["main/foo"]
     assert service.timeouts.idle == service.timeouts.first_byte == 120
     assert service.rate_limits[0].header == "x-key"
     assert service.client_max_body_size == 1048576
@@ -118,7 +118,7 @@ async def test_our_own_fields_of_a_service(gateway: Gateway) -> None:
         "router": None,
     }
     assert await gateway.post(f"{SERVICES}/register", body) == OK
-    service = gateway.control.state.services["main/own"]
+    service = gateway.control.parts.state.services["main/own"]
     assert service.domains == ("own.example.com", "alias.example.com")
     assert service.client_max_body_size == 16 << 20
     assert (service.timeouts.first_byte, service.timeouts.idle) == (600.0, 5.0)

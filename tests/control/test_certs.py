@@ -92,7 +92,7 @@ async def test_changed_files_are_served_and_broken_ones_are_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with gateway(tmp_path, authority) as running:
-        certificates = running.control.certificates
+        certificates = running.control.parts.certificates
         before = certificates.pairs()
         write_pair(authority.pair("*.example.com", "new.org"), tmp_path, "wild")
         await until(lambda: frames("certificates")[-1]["names"][-1] == "new.org")
@@ -149,7 +149,7 @@ async def test_a_service_that_lost_its_certificate_is_named(
     async with gateway(tmp_path, authority) as running:
         body = {"run_name": "new", "domain": "new.example.com", "https": True, "router": None}
         await running.post("/api/registry/main/services/register", body)
-        status = running.control.certificates.status
+        status = running.control.parts.certificates.status
         assert [each.source for each in status() if each.fault] == []
         write_pair(authority.pair("llama.example.com"), tmp_path, "wild")
         await until(lambda: any(each.fault for each in status()))
@@ -166,11 +166,11 @@ async def test_the_registry_takes_https_for_what_is_covered(
         path = "/api/registry/main/services/register"
         body = {"run_name": "new", "domain": "new.example.com", "https": True, "router": None}
         assert (await running.post(path, body))[0] == 200
-        assert running.control.state.services["main/new"].https
+        assert running.control.parts.state.services["main/new"].https
         status, answer = await running.post(path, {**body, "run_name": "x", "domain": "x.org"})
         assert status == 400
         assert "x.org" in answer["detail"]
-        assert "main/x" not in running.control.state.services
+        assert "main/x" not in running.control.parts.state.services
 
 
 def test_what_nobody_renewed_is_told(authority: Authority, tmp_path: Path) -> None:

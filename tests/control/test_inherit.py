@@ -255,11 +255,11 @@ async def test_at_the_first_start(tmp_path: Path) -> None:
     )
     text = FILE + f"import_state: {old}\n"
     async with running(tmp_path, text) as gateway:
-        assert "main/run-2" in gateway.control.state.services
+        assert "main/run-2" in gateway.control.parts.state.services
         path = "/api/registry/main/services/run-2/unregister"
         assert await gateway.post(path) == (200, {"status": "ok"})
     async with running(tmp_path, text) as gateway:  # once
-        assert "main/run-2" not in gateway.control.state.services
+        assert "main/run-2" not in gateway.control.parts.state.services
 
 
 async def test_a_start_survives_what_it_cannot_import(
@@ -267,7 +267,7 @@ async def test_a_start_survives_what_it_cannot_import(
 ) -> None:
     text = FILE + f"import_state: {write(tmp_path, '{')}\n"
     async with running(tmp_path, text) as gateway:
-        assert list(gateway.control.state.services) == ["main/llama"]
+        assert list(gateway.control.parts.state.services) == ["main/llama"]
     assert "nothing is imported" in caplog.text
     (tmp_path / "old.json").unlink()
     async with running(tmp_path, text):
