@@ -58,6 +58,7 @@ class Pebble:
             "certificateValidityPeriod": valid_s,
             **config,
         }
+        # Even so it reuses one authorization in a hundred of the same account and name.
         self._env = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0", **(env or {})}
         self._processes: list[asyncio.subprocess.Process] = []
 

@@ -215,17 +215,26 @@ async def test_a_rejected_order_says_why(bench: Bench, front: Front) -> None:
 async def test_a_name_that_was_not_proven_is_tried_the_other_way(
     bench: Bench, front: Front, kind: str, advice: str
 ) -> None:
+    tried = False
+
+    async def kept_back(path: str, body: bytes) -> web.Response | None:
+        # The authority is never told to look: of names that it found proven it reuses one in a
+        # hundred authorizations even when it is told to reuse none.
+        nonlocal tried
+        tried = path.startswith("/chalZ/") or (tried and path != "/order-plz")
+        return web.json_response({}) if path.startswith("/chalZ/") else None
+
     def unproven(path: str, body: bytes) -> bytes:
         if not path.startswith("/authZ/"):
             return body
         found = json.loads(body)
         fault = {"type": f"urn:ietf:params:acme:error:{kind}", "detail": "its words"}
-        if found["status"] != "pending":
+        if tried:
             found["status"] = "invalid"
         found["challenges"] = [{**c, "error": fault} for c in found["challenges"]]
         return json.dumps(found).encode()
 
-    front.after = unproven
+    front.before, front.after = kept_back, unproven
     await bench.look()
     assert f"http-01: {advice}" in bench.fault or advice in bench.fault
     assert "tls-alpn-01: " in bench.fault
