@@ -235,12 +235,12 @@ async def test_half_a_request_is_not_left_waiting(home: Path, fails: str, waits:
         engines.all[fails].manner = "breaks"
         engines.all[waits].manner = "mute"
         for stream in (False, True):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 status, answer = await chat.post(stream=stream)
             assert (status, answer["error"]["code"]) == (502, "upstream_error")
-        waiting = engines.all[waits]
-        await eventually(lambda: waiting.requests[-1].outcome != "running", 3)
-        assert waiting.requests[-1].outcome == "client gone"
+        waiting = engines.all[waits]  # which is asked for its role all the while
+        await eventually(lambda: waiting.inferences[-1].outcome != "running", 10)
+        assert waiting.inferences[-1].outcome == "client gone"
 
         async def idle() -> bool:
             return set((await chat.gateway.in_flight("chat")).values()) == {0}
