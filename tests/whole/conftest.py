@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("whole_gateway", "whole_replicas", "whole_streams", "whole_watch")
+pytest.register_assert_rewrite(
+    *("whole_gateway", "whole_replicas", "whole_routed", "whole_streams", "whole_watch")
+)
 
 
 @pytest.fixture

@@ -4,87 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import pytest
-from whole_gateway import Gateway, eventually, gatewayd
-from whole_replicas import Replica
-from whole_streams import Clients, begin
+from whole_gateway import eventually, gatewayd
+from whole_routed import WAY, Routed, routed, routers_dead
+from whole_streams import begin
 
 pytestmark = pytest.mark.needs("smg")
 BOTH_MODES = pytest.mark.parametrize("mode", ["through", "steer"])
-WAY = {"through": "through", "steer": "steered"}
-
-
-@dataclass
-class Routed:
-    gateway: Gateway
-    replicas: list[Replica]
-    clients: Clients
-
-    async def ways(self, requests: int) -> set[str]:
-        """How so many requests went, all of which succeed."""
-        for _ in range(requests):
-            status, answer = await self.clients.post(max_tokens=1)
-            assert status == 200, answer
-        return {*await self.gateway.ways(self.clients.ids[-requests:])}
-
-
-@asynccontextmanager
-async def routed(home: Path, mode: str, policy: str = "cache_aware") -> AsyncIterator[Routed]:
-    # The router knows the models of its targets; "m" is what the clients ask for.
-    replicas = [Replica(f"r{i}", home / f"r{i}.sock", model="m", gap_s=0.03) for i in range(2)]
-    service = {
-        "name": "llama",
-        "router": {"type": "smg", "mode": mode, "policy": policy},
-        "replicas": [{"id": r.name, "socket": str(r.path)} for r in replicas],
-    }
-    async with AsyncExitStack() as stack:
-        for replica in replicas:
-            await stack.enter_async_context(replica)
-        gateway = await stack.enter_async_context(Gateway(home, [service]))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        await gateway.router_pid("llama")
-        yield Routed(gateway, replicas, Clients(gateway.url, "llama", session))
+SMG = {"type": "smg", "policy": "cache_aware"}
 
 
 @BOTH_MODES
 async def test_replicas_come_and_go_and_so_does_the_router(home: Path, mode: str) -> None:
-    async with routed(home, mode) as whole:
+    async with routed(home, mode, **SMG) as (whole,):
         gateway, clients = whole.gateway, whole.clients
-        gateway.allow("router of main/llama was ended by SIGKILL")
-        pid = await gateway.router_pid("llama")
+        gateway.allow(f"router of main/{mode} was ended by SIGKILL")
+        pid = await whole.pid()
         assert await whole.ways(4) == {WAY[mode]}
         assert (await clients.stream(6)).end == "whole"
         for replica in whole.replicas:
-            await gateway.remove("llama", replica.name)
+            await gateway.remove(mode, replica.name)
         assert (await clients.post())[0] == 503
         for replica in whole.replicas:
-            await gateway.add("llama", replica.name, replica.path)
-        assert await gateway.router_pid("llama") == pid
+            await gateway.add(mode, replica.name, str(replica.path))
+        assert await whole.pid() == pid
         assert await whole.ways(4) == {WAY[mode]}
 
         streams = await begin(clients, 4, tokens=30)
-        os.kill(pid, signal.SIGKILL)
-
-        async def noticed() -> bool:
-            return (await gateway.service("llama"))["router"]["pid"] != pid
-
-        await eventually(noticed, 2)
-        assert WAY[mode] not in await whole.ways(4)  # straight to the replicas
+        async with routers_dead(gateway, pid):
+            assert await whole.ways(4) == {"fallback"}  # straight to the replicas
         assert {await s.over() for s in streams} == {"cut" if mode == "through" else "whole"}
-        assert await gateway.router_pid("llama") != pid
-
-        async def back() -> bool:
-            return await whole.ways(3) == {WAY[mode]}
-
-        await eventually(back, 5, "requests go through it again")
+        assert await whole.pid() != pid
+        await eventually(whole.is_back, 5, "requests go through it again")
         assert {r.running for r in whole.replicas} == {0}
         # The router's key is nobody else's business.
         sent = [request for r in whole.replicas for request in r.requests]
@@ -92,7 +45,8 @@ async def test_replicas_come_and_go_and_so_does_the_router(home: Path, mode: str
 
 
 async def test_it_decides_and_the_bytes_go_straight(home: Path) -> None:
-    async with routed(home, "steer") as whole:
+    async with routed(home, "steer", **SMG) as (whole,):
+        await whole.pid()
         await bytes_arrive_as_they_were_sent(whole)
         await what_it_refuses_a_replica_may_still_take(whole)
         await held_requests_are_spread_and_prefixes_stay(whole)
@@ -103,7 +57,7 @@ async def bytes_arrive_as_they_were_sent(whole: Routed) -> None:
     raw = json.dumps({"model": "m", "messages": [message], "cache_salt": "s"}, indent=3).encode()
     url = f"{whole.gateway.url}/v1/chat/completions"
     sent = {
-        "Host": "llama.test",
+        "Host": "steer.test",
         "Content-Type": "application/json",
         "Idempotency-Key": "once",
     }

@@ -281,7 +281,7 @@ class Gateway:
         return {r["id"]: r["state"] for r in (await self.service(service))["replicas"]}
 
     async def router_pid(self, service: str) -> int:
-        """Once it serves every replica that is wanted."""
+        """Once it serves every replica that is wanted, and every worker knows."""
 
         async def serving() -> int:
             found = await self.service(service)
@@ -290,7 +290,12 @@ class Gateway:
             whole = router["endpoint"] and wanted == router["targets"]["serving"]
             return int(router["pid"]) if whole else 0
 
-        return await eventually(serving, 15, f"the router of {service} serves all its targets")
+        async def ready() -> bool:
+            return (await self.call("GET", "/readyz"))[0] == 200
+
+        pid = await eventually(serving, 15, f"the router of {service} serves all its targets")
+        await eventually(ready, 15, "every worker has the snapshot that says so")
+        return pid
 
     async def metrics(self) -> Metrics:
         code, text = await self.call("GET", "/metrics")

@@ -48,6 +48,14 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+def ended(pid: int) -> bool:
+    """As `gone`, also of one that nobody has waited for yet."""
+    try:
+        return not alive(pid) and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except FileNotFoundError:
+        return True
+
+
 def processes_of(folder: Path) -> dict[int, str]:
     """Every process that was started with this temporary folder: pid to command line."""
     found = {}
