@@ -7,8 +7,8 @@ where a number or a boolean is expected.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -62,7 +62,7 @@ _WORKERS = _whole(1, 256)
 
 def _rate(value: object) -> float:
     number = _number(value)
-    if number is None or not math.isfinite(number) or number <= 0:
+    if number is None or not 0 < number <= sys.float_info.max:
         raise BadValueError("expected a number above 0")
     return float(number)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import math
 import re
 
 from gatewayd.config.errors import BadValueError
@@ -38,6 +37,7 @@ _OTHER_SECONDS = {
     **dict.fromkeys(("hr", "hrs", "hour", "hours"), "h"),
     **dict.fromkeys(("msec", "millis", "milliseconds"), "ms"),
 }
+_LONGEST_S = 1e12  # no clock goes further, and no integer is too large for a float here
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _DOMAIN_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
@@ -52,13 +52,15 @@ def did_you_mean(text: str) -> str:
 def parse_duration(value: str | float) -> float:
     """Seconds of `250ms`, `5s`, `10m`, `1h`; a plain number is seconds."""
     if not isinstance(value, str):
-        if not math.isfinite(value) or value < 0:
+        if not 0 <= value <= _LONGEST_S:
             raise BadValueError(DURATION)
         return float(value)
     match = _NUMBER_AND_UNIT.fullmatch(value)
     if match is None:
         raise BadValueError(DURATION)
     number, unit = match.groups()
+    if float(number) > _LONGEST_S:  # hundreds of digits are infinite
+        raise BadValueError(DURATION)
     if unit in _SECONDS and value == number + unit:
         return float(number) * _SECONDS[unit]
     if not unit and value == number:

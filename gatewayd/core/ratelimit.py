@@ -19,6 +19,7 @@ from gatewayd.core.model import RateLimit
 
 KEY_SIZE = 16
 _MAX_BURST = 1_000_000_000  # keeps excess far inside the 64 bits a stored bucket has for it
+_MAX_RPS = 1e15  # every finite rate, and one above it limits nobody anyway, has an integer
 
 
 @by_fields
@@ -56,7 +57,7 @@ def compile_limits(service_key: str, limits: Iterable[RateLimit]) -> tuple[Rule,
 def rate_milli(rps: float) -> int:
     """Thousandths of a request per second, rounded down: what nginx makes of `rate=<n>r/m`
     for every rate that can be written so."""
-    return max(1, int(rps * 1000 + 1e-6))  # 1e-6: 1.001 * 1000 is 1000.9999999999999
+    return max(1, int(min(rps, _MAX_RPS) * 1000 + 1e-6))  # 1e-6: 1.001 * 1000 is 1000.9999999999999
 
 
 def longest_prefix(rules: tuple[Rule, ...], path: str) -> Rule | None:

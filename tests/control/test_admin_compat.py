@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +13,6 @@ import pytest
 import pytest_asyncio
 from gateway import FILE, Gateway, running
 
-from gatewayd.control.store import Store
 from gatewayd.core.secret import Secret
 
 OK = (200, {"status": "ok"})
@@ -274,56 +271,6 @@ async def test_pages_of_this_machine_may_read(gateway: Gateway) -> None:
     for foreign in ("https://evil.example", "https://localhost.evil.example", "null", "http://["):
         async with gateway.http.get(f"{gateway.base}/", headers={"Origin": foreign}) as answer:
             assert "Access-Control-Allow-Origin" not in answer.headers
-
-
-@pytest.mark.parametrize(
-    ("clients", "changes"), [(25, 40), pytest.param(50, 200, marks=pytest.mark.slow)]
-)
-async def test_many_clients_change_everything_at_once(
-    gateway: Gateway, clients: int, changes: int
-) -> None:
-    """Some serial order explains what is left: of each name, one registration more or as many as
-    unregistrations, and everybody has the same."""
-    balance: dict[tuple[str, ...], int] = {}
-
-    async def client(seed: int) -> None:
-        chance = random.Random(seed)  # noqa: S311
-        for _ in range(changes):
-            run, job = f"r{chance.randrange(4)}", f"j{chance.randrange(4)}"
-            # Two runs want each domain.
-            domain = f"d{int(run[1:]) // 2}.example.com"
-            match chance.choice(("add", "remove", "replica", "replica", "out", "id")):
-                case "add":
-                    name, path, body = (run,), "register", SERVICE | {"run_name": run}
-                    body |= {"domain": domain, "id": None}
-                    step = 1
-                case "remove":
-                    name, path, body, step = (run,), f"{run}/unregister", None, -1
-                case "replica":
-                    name, path, step = (run, job), f"{run}/replicas/register", 1
-                    body = {"job_id": job, "url": "http://127.0.0.1:9"}
-                case "out":
-                    name, path, step = (run, job), f"{run}/replicas/{job}/unregister", -1
-                    body = None
-                case _:
-                    name, path, body, step = (), f"{run}/set_id", {"id": "0" * 32}, 0
-            status, answer = await gateway.post(f"{MAIN}/{path}", body)
-            assert status in (200, 400), answer
-            if status == 200:
-                balance[name] = balance.get(name, 0) + step
-
-    await asyncio.gather(*(client(seed) for seed in range(clients)))
-    _, listed = await gateway.get("/api/services/list")
-    left = {entry["run_name"]: entry for entry in listed["services"]}
-    for name, count in balance.items():
-        if len(name) == 1:
-            assert count == (name[0] in left), name
-    domains = [s.domains[0] for s in gateway.control.parts.state.services.values()]
-    assert len(set(domains)) == len(domains)
-    saved = Store(gateway.home / "state").load()
-    assert saved.services == {
-        key: s for key, s in gateway.control.parts.state.services.items() if s.origin == "api"
-    }
 
 
 async def test_what_was_registered_comes_back() -> None:

@@ -229,7 +229,7 @@ async def test_a_service_of_the_file_is_not_unregistered(gateway: Gateway) -> No
         ({"run_name": "a b"}, ["body", "run_name"], "string_pattern_mismatch"),
         ({"domain": "a b"}, ["body", "domain", 0], "value_error"),
         ({"auth": "perhaps"}, ["body", "auth"], "bool_parsing"),
-        ({"client_max_body_size": -1}, ["body", "client_max_body_size"], "greater_than"),
+        ({"client_max_body_size": -1}, ["body", "client_max_body_size"], "greater_than_equal"),
         (
             {"rate_limits": [{"prefix": "/", "key": {"type": "ip_address"}, "rps": 1}]},
             ["body", "rate_limits", 0, "burst"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -59,6 +60,9 @@ async def read_body(request: web.Request, model: type[_Body]) -> _Body:
         raise web.HTTPRequestTimeout from None
     try:
         value = json.loads(raw) if raw else {}
+        if b"\\u" in raw:
+            # Half a surrogate pair is a character that no file and no header can hold.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
         at = error.pos if isinstance(error, json.JSONDecodeError) else 0
         raise InvalidBodyError(
@@ -85,7 +89,7 @@ def validate(value: object, model: type[_Body], where: str) -> _Body:
                     "type": entry["type"],
                     "loc": [where, *entry["loc"]],
                     "msg": entry["msg"],
-                    "input": _masked(entry["input"]),
+                    "input": _masked(entry["input"], str((where, *entry["loc"])[-1])),
                 }
                 for entry in error.errors(include_url=False)
             ]
@@ -100,7 +104,9 @@ def _masked(value: object, key: str = "") -> object:
         return {name: _masked(entry, str(name)) for name, entry in value.items()}
     if isinstance(value, list):
         return [_masked(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 @web.middleware

@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AnyHttpUrl, BeforeValidator, Field
 
 from gatewayd.config.model import Config
-from gatewayd.config.values import (
-    parse_duration,
-    parse_size,
-)
+from gatewayd.config.values import parse_duration, parse_size
+from gatewayd.config.words import HeaderName, Method, Origin
 from gatewayd.control.api.model_bodies import Body, Domain, OpenAiModelBody, OptionsBody
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.state import AcmeSettings
@@ -25,6 +23,8 @@ from gatewayd.core.model import Balance, Cors, RateLimit, RouterMode, RouterSpec
 from gatewayd.core.secret import Secret
 
 _DRAIN_TIMEOUT_MAX_S = 3600.0
+_NO_BOUND = 1 << 62  # of a body, in bytes
+_LONGEST_S = 10 * 365 * 86400
 
 
 def _lower(value: object) -> object:
@@ -39,7 +39,9 @@ _NAME = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, BeforeValidator(_lower), Field(pattern=_NAME)]
 ProjectName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Seconds = Annotated[
-    float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v)
+    float,
+    BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v),
+    Field(allow_inf_nan=False),
 ]
 MaybeSeconds = Annotated[Seconds, Field(gt=0)] | None
 Bytes = Annotated[int, BeforeValidator(lambda v: parse_size(v) if isinstance(v, str) else v)]
@@ -54,7 +56,7 @@ class RateKeyBody(Body):
 class RateLimitBody(Body):
     prefix: Prefix
     key: RateKeyBody
-    rps: Annotated[float, Field(gt=0)]
+    rps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     burst: Annotated[int, Field(ge=0)]
 
 
@@ -71,15 +73,15 @@ class RouterBody(Body):
     policy: str | None = None
     steer_timeout: Annotated[Seconds, Field(gt=0)] = RouterSpec("").steer_timeout
     steer_body_limit: Bytes = RouterSpec("").steer_body_limit
-    routing_key_header: str | None = None
+    routing_key_header: HeaderName | None = None
     pd_disaggregation: bool = False
     args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
 
 
 class CorsBody(Body):
-    origins: list[str] = Field(default_factory=lambda: ["*"])
-    methods: list[str] = Field(default_factory=lambda: list(Cors().methods))
-    headers: list[str] = Field(default_factory=lambda: ["*"])
+    origins: list[Origin] = Field(default_factory=lambda: ["*"])
+    methods: list[Method] = Field(default_factory=lambda: list(Cors().methods))
+    headers: list[HeaderName] = Field(default_factory=lambda: ["*"])
     max_age: int = 600
     credentials: bool = False
 
@@ -93,7 +95,7 @@ class RegisterServiceBody(Body):
     id: str | None = None
     ssh_private_key: str | None = None
     auth: bool | None = None
-    client_max_body_size: Annotated[Bytes, Field(gt=0)] = 64 * 1024 * 1024
+    client_max_body_size: Annotated[Bytes, Field(ge=0)] = 64 * 1024 * 1024
     options: OptionsBody = OptionsBody()
     rate_limits: list[RateLimitBody] = Field(default_factory=list)
     read_timeout: int | None = None
@@ -157,7 +159,8 @@ def to_service(project: str, body: RegisterServiceBody, config: Config) -> Servi
         id=body.id,
         model=model,
         model_format=OPENAI if option is None else option.meaning(),
-        client_max_body_size=body.client_max_body_size,
+        # 0 is no bound, as it is to nginx, which those who register write this for.
+        client_max_body_size=min(body.client_max_body_size, _NO_BOUND) or _NO_BOUND,
         strip_prefix=(body.strip_prefix or "").rstrip("/") or None,
         allowed_paths=None if body.allowed_paths is None else tuple(body.allowed_paths),
         timeouts=_timeouts(body),
@@ -176,7 +179,7 @@ def _timeouts(body: RegisterServiceBody) -> Timeouts:
         return Timeouts(**body.timeouts.model_dump())
     if body.read_timeout is not None and body.read_timeout > 0:
         # Between two reads, before the first byte as well as after it.
-        seconds = float(body.read_timeout)
+        seconds = float(min(body.read_timeout, _LONGEST_S))
         return Timeouts(first_byte=seconds, idle=seconds)
     return Timeouts()
 
