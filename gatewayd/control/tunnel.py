@@ -23,11 +23,13 @@ from gatewayd.control.tunnel_files import TunnelFiles
 from gatewayd.core.model import SshTunnel
 from gatewayd.core.ssh import (
     CHATTER,
+    CONNECT_TIMEOUT_S,
     FORWARDS,
     STABLE_AFTER_S,
     channel_fault,
     command,
     describe,
+    may_pass,
     pause,
     words_of,
 )
@@ -36,6 +38,8 @@ from gatewayd.net.child import Child, Command
 _log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S: Final = 15.0
+# Who registers a replica gives it up when it is refused once: a moment's refusal is waited out.
+OPEN_PAUSES_S: Final = (1.0, 2.0)
 _STOP_TIMEOUT_S: Final = 2.0
 _TOLD_LINES: Final = 20  # different ones, of one connection
 NO_SSH: Final = "there is no ssh on this machine: install OpenSSH's client (openssh-client)"
@@ -71,7 +75,7 @@ class Tunnel:
     async def open(self) -> None:
         """Returns when it forwards; from then on it is kept. Raises TunnelError."""
         try:
-            self._child = await self._connect()
+            self._child = await self._connect_patiently()
             if self._closed:
                 await self._drop()
                 raise TunnelError("closed while it was opened")
@@ -130,7 +134,7 @@ class Tunnel:
     async def _reconnect(self, turn: asyncio.Semaphore) -> None:
         async with turn:
             try:
-                self._child = await self._connect()
+                self._child = await self._connect(OPEN_TIMEOUT_S)
             except TunnelError as error:
                 self._fall(str(error))
                 return
@@ -154,7 +158,23 @@ class Tunnel:
 
     # --- one connection ------------------------------------------------------------------------
 
-    async def _connect(self) -> Child:
+    async def _connect_patiently(self) -> Child:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + OPEN_TIMEOUT_S
+        for seconds in OPEN_PAUSES_S:
+            try:
+                return await self._connect(deadline - loop.time())
+            except TunnelError as error:
+                # Later there is no time in which ssh can say why.
+                late = loop.time() + seconds + CONNECT_TIMEOUT_S > deadline
+                if late or self._closed or not may_pass(str(error)):
+                    raise
+            await asyncio.sleep(seconds)
+            if self._closed:
+                raise TunnelError("closed while it was opened")
+        return await self._connect(deadline - loop.time())
+
+    async def _connect(self, timeout: float) -> Child:
         """A running ssh that forwards. Raises TunnelError with its own words."""
         forwards = asyncio.Event()
         self._told.clear()
@@ -172,7 +192,7 @@ class Tunnel:
         done = False
         waits = [asyncio.ensure_future(forwards.wait()), asyncio.ensure_future(child.wait())]
         try:
-            await asyncio.wait(waits, timeout=OPEN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             done = forwards.is_set() and child.code is None
             late = child.code is None
         finally:

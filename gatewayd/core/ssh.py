@@ -26,6 +26,8 @@ its forwards. To connect would do as well, but then the replica is connected to.
 USER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 HOST: Final = r"[A-Za-z0-9_\[:][A-Za-z0-9_.:%\]-]*"
 
+CONNECT_TIMEOUT_S: Final = 10
+
 # Hosts of replicas are made for a run and their keys are nobody's to know: host keys are not
 # checked, as every control plane of this kind has it (THREAT_MODEL.md).
 _OPTIONS: Final = (
@@ -36,7 +38,7 @@ _OPTIONS: Final = (
     "GlobalKnownHostsFile=/dev/null",
     "UpdateHostKeys=no",
     "LogLevel=INFO",  # below it ssh does not say why a jump could not connect
-    "ConnectTimeout=10",
+    f"ConnectTimeout={CONNECT_TIMEOUT_S}",
     # A peer that is gone is noticed within 45 s.
     "ServerAliveInterval=15",
     "ServerAliveCountMax=3",
@@ -57,6 +59,10 @@ CHATTER: Final = re.compile(r"^(Warning: Permanently added |Killed by signal |\*
 _LAST_LINES: Final = 6  # a server may print a page before it refuses
 _LONGEST_LINE: Final = 300
 _CHANNEL: Final = re.compile(r"channel \d+: ")
+_MAY_PASS: Final = re.compile(
+    r"refused|reset|timed out|closed by|No route to host|unreachable|Temporary failure"
+)
+_STAYS: Final = re.compile(r"Permission denied|prohibited|Load key|Name or service not known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,11 @@ def words_of(lines: Iterable[str]) -> str:
     """What ssh said, in one line."""
     said = list(dict.fromkeys(line[:_LONGEST_LINE] for line in lines if line != FORWARDS))
     return "; ".join(said[-_LAST_LINES:])
+
+
+def may_pass(words: str) -> bool:
+    """Whether what kept ssh from connecting may be over in a moment, by its own words."""
+    return _MAY_PASS.search(words) is not None and _STAYS.search(words) is None
 
 
 def channel_fault(line: str) -> str:

@@ -17,9 +17,11 @@ from ssh_server import SshServer, make_key, ssh_processes
 
 from gatewayd.control import tunnel as tunnel_module
 from gatewayd.control.outside import TunnelError
+from gatewayd.control.tunnel import Tunnel
 from gatewayd.control.tunnels import SshTunnels
 from gatewayd.core.model import Replica, SshHop, SshTunnel, UnixAddress
 from gatewayd.core.secret import Secret
+from gatewayd.net.child import Child
 
 KEY = "main/llama"
 
@@ -143,8 +145,9 @@ async def test_a_server_that_forwards_nothing_says_so(
 
 
 async def test_what_cannot_be_opened_says_why_and_leaves_nothing(
-    tmp_path: Path, home: Path
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tunnel_module, "OPEN_PAUSES_S", (0.0,))
     server = SshServer(tmp_path / "s")
     wrong = make_key(tmp_path / "wrong")
     cases = {
@@ -164,6 +167,37 @@ async def test_what_cannot_be_opened_says_why_and_leaves_nothing(
             assert not each.is_up(KEY, "a")
             assert list((home / "state" / "ssh").iterdir()) == []
         await each.open(KEY, replica("a", 80, server.hop()))  # nothing of it is in the way
+
+
+async def test_a_server_that_is_there_in_a_moment_is_waited_for(
+    tmp_path: Path, home: Path, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who registers a replica ends its job when it is refused."""
+    server = SshServer(tmp_path / "s")
+    connect, attempts = Tunnel._connect, 0
+
+    async def counted(self: Tunnel, timeout: float) -> Child:
+        nonlocal attempts
+        attempts += 1
+        try:
+            return await connect(self, timeout)
+        finally:
+            if attempts == 1:
+                await server.start()
+
+    monkeypatch.setattr(Tunnel, "_connect", counted)
+    monkeypatch.setattr(tunnel_module, "OPEN_PAUSES_S", (0.0, 0.0))
+    try:
+        async with tunnels(home) as each:
+            await each.open(KEY, replica("a", app.port, server.hop()))
+            assert await echoed(each.address(KEY, "a")) == b"hello\n"
+            assert attempts == 2
+            attempts = 1
+            with pytest.raises(TunnelError, match="denied"):  # no time mends that
+                await each.open(KEY, replica("b", 80, server.hop(make_key(tmp_path / "k"))))
+            assert attempts == 2
+    finally:
+        await server.stop()
 
 
 async def test_a_server_that_says_nothing_is_given_up(

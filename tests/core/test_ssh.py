@@ -17,6 +17,7 @@ from gatewayd.core.ssh import (
     channel_fault,
     command,
     describe,
+    may_pass,
     pause,
     words_of,
 )
@@ -96,3 +97,26 @@ def test_where_it_goes_is_told_without_keys() -> None:
     assert describe(SshTunnel((HEAD, LAST), 80)) == (
         "ssh bastion@head.example:2222, root@10.0.0.8:10022 to port 80"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        ("ssh: connect to host 10.0.0.1 port 22: Connection refused", True),
+        ("ssh: connect to host 10.0.0.1 port 22: No route to host", True),
+        ("kex_exchange_identification: Connection closed by remote host", True),
+        ("kex_exchange_identification: read: Connection reset by peer", True),
+        (
+            "channel 0: open failed: connect failed: Connection refused; stdio forwarding failed",
+            True,
+        ),
+        ("ssh: Could not resolve hostname h: Temporary failure in name resolution", True),
+        ("ssh: Could not resolve hostname h: Name or service not known", False),
+        ("u@h: Permission denied (publickey).", False),
+        ("u@h: Permission denied (publickey).; Connection closed by UNKNOWN port 65535", False),
+        ("open failed: administratively prohibited: x; Connection closed by UNKNOWN", False),
+        ("ssh exited with 1", False),
+    ],
+)
+def test_what_may_be_over_in_a_moment(words: str, passes: bool) -> None:
+    assert may_pass(words) is passes
