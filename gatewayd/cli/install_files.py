@@ -32,6 +32,8 @@ auth:
   type: dstack
   server_connections_dir: {DSTACK_DIR}/server-connections
 certificate: lets-encrypt
+# Behind a load balancer that ends TLS: whose X-Forwarded-For and X-Forwarded-Proto are believed.
+# trusted_proxies: [10.0.0.0/8]
 state_dir: /var/lib/gatewayd/state
 import_state: {DSTACK_DIR}/state-v2.json
 """
