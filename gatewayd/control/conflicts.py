@@ -27,7 +27,8 @@ def check_peers(services: Iterable[Service]) -> None:
 
 
 def check_entrypoints(entrypoints: Iterable[Entrypoint], services: Iterable[Service]) -> None:
-    """A domain leads to a service or to models, not to both."""
+    """A domain leads to a service or to models, not to both. Where a registered service came first
+    it keeps the domain (`behind`), and this must not be asked."""
     taken = {domain for service in services for domain in service.domains}
     for entrypoint in entrypoints:
         if entrypoint.domain in taken:
@@ -35,6 +36,19 @@ def check_entrypoints(entrypoints: Iterable[Entrypoint], services: Iterable[Serv
                 f"Domain name '{entrypoint.domain}' cannot be that of a service and of the models "
                 f"of project {entrypoint.project}"
             )
+
+
+def behind(entrypoint: Entrypoint, services: Iterable[Service]) -> Service | None:
+    """The registered service that keeps an entrypoint's domain for as long as it is there.
+
+    No reason to refuse the entrypoint: a server registers it with every run that has a model, and
+    one run of an unlucky name would end them all.
+    """
+    return next((s for s in services if s.origin == "api" and entrypoint.domain in s.domains), None)
+
+
+def of_file(services: Iterable[Service]) -> list[Service]:
+    return [service for service in services if service.origin == "file"]
 
 
 def check_domains(taken: Mapping[str, Service], new: Iterable[Service]) -> None:

@@ -21,9 +21,11 @@ from typing import Final
 from gatewayd.control.certs import CertificateError
 from gatewayd.control.conflicts import (
     RefusedError,
+    behind,
     check_domains,
     check_entrypoints,
     check_peers,
+    of_file,
 )
 from gatewayd.control.draining import until_idle
 from gatewayd.control.leases import IndexLeases
@@ -147,14 +149,18 @@ class Registry:
         """One for each project, and of one host: the last one registered counts."""
         name = ("entrypoint", entrypoint.project)
         async with self._reserved.of(name, ("domain", entrypoint.domain)):
-            check_entrypoints([entrypoint], self._state.services.values())
+            check_entrypoints([entrypoint], of_file(self._state.services.values()))
             if entrypoint.https:
                 await self._certify((entrypoint.domain,))
-                check_entrypoints([entrypoint], self._state.services.values())
+                check_entrypoints([entrypoint], of_file(self._state.services.values()))
             self._state.entrypoints.pop(entrypoint.project, None)  # later ones go before
             self._state.entrypoints[entrypoint.project] = entrypoint
             await self._commit()
-        _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
+        if owner := behind(entrypoint, self._state.services.values()):
+            what = "models of %s are not served at %s before service %s is unregistered"
+            _log.warning(what, entrypoint.project, entrypoint.domain, owner.key)
+        else:
+            _log.info("models of %s are served at %s", entrypoint.project, entrypoint.domain)
 
     async def set_acme(self, settings: AcmeSettings) -> None:
         self._state.acme = settings
@@ -272,7 +278,7 @@ class Registry:
         """A reload: everything at once, or nothing (RefusedError)."""
         check_domains({}, services.values())
         check_peers(services.values())
-        check_entrypoints(self._state.entrypoints.values(), services.values())
+        check_entrypoints(self._state.entrypoints.values(), of_file(services.values()))
         before, self._state.services = self._state.services, dict(services)
         self._tunnels.follow(before)
         self._state.auth = auth

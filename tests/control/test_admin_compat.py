@@ -211,9 +211,17 @@ async def test_a_run_named_gateway(gateway: Gateway) -> None:
     status, answer = await register(gateway, run_name="gateway", domain="gateway.example.com")
     assert status == 400
     assert "gateway.example.com" in answer["detail"]
+    assert "main" in answer["detail"]
     other = {"domain": "gateway.example.net", "https": False}
     assert await gateway.post(entrypoints, other) == OK  # the last one counts
     assert await register(gateway, run_name="gateway", domain="gateway.example.com") == OK
+    # A server registers the entrypoint with each run that has a model, which must not fail because
+    # of another run's name. The one that was first keeps its domain.
+    assert await gateway.post(entrypoints, body) == OK
+    assert (await gateway.post("/api/reload"))[0] == 200
+    assert await gateway.post(f"{MAIN}/gateway/unregister") == OK
+    status, answer = await register(gateway, run_name="gateway", domain="gateway.example.com")
+    assert status == 400
 
 
 async def test_the_authority_of_certificates(gateway: Gateway) -> None:
