@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -86,7 +86,7 @@ class Certificates:
         config = self._config
         if config is None or not config.listen.https:
             raise CertificateError("This gateway serves no HTTPS: `listen.https` is not configured")
-        missing = self._missing(names)
+        missing = uncovered(self._served(), names)
         if missing:
             async with self._changing:
                 acme = await self._follow_acme()
@@ -132,18 +132,19 @@ class Certificates:
         own = [] if self._acme is None else list(self._acme.status(now))
         return [*found, *own, *self._bare()]
 
-    def _missing(self, names: Iterable[str]) -> list[str]:
-        return uncovered({name for pair in self.pairs() for name in pair.names}, names)
+    def _served(self) -> set[str]:
+        return {name for pair in self.pairs() for name in pair.names}
 
     def _bare(self) -> Iterator[CertificateStatus]:
         """Of services that plain HTTP is sent away from, those domains that nobody can be sent to:
         a service of the registry outlives the certificate that it was registered with. What an
         authority is asked for is told with its trouble there."""
         asked = () if self._acme is None else self._acme.asked()
+        served = self._served()
         for service in self._state.services.values():
             if not service.https:
                 continue
-            missing = [name for name in self._missing(service.domains) if not covers(asked, name)]
+            missing = [n for n in uncovered(served, service.domains) if not covers(asked, n)]
             if missing:
                 yield CertificateStatus(
                     tuple(missing), "", None, f"service {service.key}", "no certificate is for it"
