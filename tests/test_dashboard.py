@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gatewayd.control.metrics import Exposition
-from gatewayd.control.status import RouterSample, Sample
+from gatewayd.control.sample import RouterSample, Sample, ServiceSample
 from gatewayd.core.messages import ServiceTotals
 
 ROOT = Path(__file__).parent.parent
@@ -80,10 +80,9 @@ async def test_the_gateway_exports_them_with_these_labels() -> None:
         steering={"steered": 1},
     )
     sample = Sample(
-        totals={"llm": totals},
-        in_flight=[("llm", "a", 1)],
-        replicas={"llm": {"up": 1}},
-        routers={"llm": RouterSample(up=True, restarts=0)},
+        services=[
+            ServiceSample("llm", totals, [("a", 1)], {"up": 1}, RouterSample(up=True, restarts=0))
+        ],
         workers=1,
         worker_restarts=0,
         connections=1,

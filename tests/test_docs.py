@@ -19,7 +19,7 @@ from gatewayd import __version__
 from gatewayd.cli.options import parse
 from gatewayd.config.load import load_config
 from gatewayd.control.metrics import Exposition
-from gatewayd.control.status import RouterSample, Sample
+from gatewayd.control.sample import RouterSample, Sample, ServiceSample
 from gatewayd.core import reply as replies
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Log
@@ -183,10 +183,9 @@ async def exported() -> dict[str, set[str]]:
         steering={"steered": 1},
     )
     sample = Sample(
-        totals={"llm": totals},
-        in_flight=[("llm", "a", 1)],
-        replicas={"llm": {"up": 1}},
-        routers={"llm": RouterSample(up=True, restarts=0)},
+        services=[
+            ServiceSample("llm", totals, [("a", 1)], {"up": 1}, RouterSample(up=True, restarts=0))
+        ],
         workers=1,
         worker_restarts=0,
         connections=0,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,7 +20,9 @@ from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reload import Reloader
 from gatewayd.control.roles import Roles
+from gatewayd.control.router_host import RouterHost
 from gatewayd.control.router_hosts import RouterHosts
+from gatewayd.control.sample import RouterSample, Sample, ServiceSample
 from gatewayd.control.slot import Slot
 from gatewayd.control.sockets import Sockets
 from gatewayd.control.state import State
@@ -35,28 +37,6 @@ from gatewayd.core.ssh import describe
 _SETTLE_S: Final = 1.0
 # How an exchange went; one that was answered by the gateway itself went none of them.
 WAYS: Final = ("direct", "through", "steered", "fallback")
-REPLICA_STATES: Final = ("up", "draining", "connecting", "unreachable")
-
-
-@dataclass(frozen=True, slots=True)
-class RouterSample:
-    up: bool
-    restarts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Everything exported, at one moment. Services are named as labels name them."""
-
-    totals: Mapping[str, ServiceTotals]
-    in_flight: Sequence[tuple[str, str, int]]  # service, replica, requests
-    replicas: Mapping[str, Mapping[str, int]]  # service -> state -> count
-    routers: Mapping[str, RouterSample]
-    workers: int
-    worker_restarts: int
-    connections: int
-    reloads: Mapping[str, int] = field(default_factory=dict)
-    certificates: Mapping[str, float] = field(default_factory=dict)  # domain -> its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,44 +186,46 @@ class Status:
     # --- /metrics ------------------------------------------------------------------------------
 
     def sample(self) -> Sample:
-        services = self._state.services
-        labels = {key: self._label(service) for key, service in services.items()}
-        labels[NOBODY] = ""
-        totals = {}
-        for key, counted in self._telemetry.totals().items():
-            if key in labels:
-                present = {r.id for r in services[key].replicas} if key in services else set()
-                counted.upstream_errors = {
-                    (replica, kind): count
-                    for (replica, kind), count in counted.upstream_errors.items()
-                    if not replica or replica in present
-                }
-                totals[labels[key]] = counted
         return Sample(
-            totals=totals,
-            in_flight=[
-                (labels[s.key], replica.id, self._indexes.load((s.key, replica.id)))
-                for s, replica in self._state.replicas()
-            ],
-            replicas={
-                labels[s.key]: Counter(self._state.replica_state(s.key, r) for r in s.replicas)
-                for s in services.values()
-            },
-            routers={
-                labels[key]: RouterSample(host.endpoint is not None, host.restarts)
-                for key, host in self._routers
-                if key in labels
-            },
+            services=self._service_samples(),
             workers=len(self._workers.ready()),
             worker_restarts=self._workers.restarts,
             connections=sum(process.connections for process in self._workers.alive()),
-            reloads=self._reloader.results,
+            log_lines_dropped=self._telemetry.total(NOBODY).log_lines_dropped,
+            reloads=dict(self._reloader.results),
             certificates={
                 domain: each.not_after
                 for each in self._certificates.status()
                 for domain in each.domains
                 if each.not_after is not None
             },
+        )
+
+    def _service_samples(self) -> Iterator[ServiceSample]:
+        """One at a time, since of hundreds they take milliseconds. Services may come and go
+        meanwhile: a name is told once, and what is gone when its turn comes is left out."""
+        yield ServiceSample("", self._telemetry.total(NOBODY))
+        hosts = dict(self._routers)
+        for key in list(self._state.services):
+            service = self._state.services.get(key)
+            if service is not None:
+                yield self._service_sample(service, hosts.get(key))
+
+    def _service_sample(self, service: Service, host: RouterHost | None) -> ServiceSample:
+        key = service.key
+        counted = self._telemetry.total(key)
+        present = {"", *(replica.id for replica in service.replicas)}  # "" is the router
+        counted.upstream_errors = {
+            (replica, kind): count
+            for (replica, kind), count in counted.upstream_errors.items()
+            if replica in present
+        }
+        return ServiceSample(
+            self._label(service),
+            counted,
+            [(replica.id, self._indexes.load((key, replica.id))) for replica in service.replicas],
+            Counter(self._state.replica_state(key, replica) for replica in service.replicas),
+            None if host is None else RouterSample(host.endpoint is not None, host.restarts),
         )
 
     def _label(self, service: Service) -> str:

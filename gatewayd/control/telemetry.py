@@ -9,7 +9,7 @@ last totals are kept in `_ended`: a successor that begins at zero cannot make a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from gatewayd.control.slot import SlotProcess
 from gatewayd.core.messages import Report, ServiceTotals
@@ -45,13 +45,13 @@ class Telemetry:
             add_totals(self._ended.setdefault(key, ServiceTotals()), counted)
 
     def totals(self) -> dict[str, ServiceTotals]:
-        """Sums of our own making, safe to keep: by service, "" for what belongs to none."""
-        sums: dict[str, ServiceTotals] = {key: ServiceTotals() for key in self._known}
-        for part in self._parts():
-            for key, counted in part.items():
-                add_totals(sums[key], counted)
-        return sums
+        """By service, "" for what belongs to none."""
+        return {key: self.total(key) for key in self._known}
 
-    def _parts(self) -> Iterable[dict[str, ServiceTotals]]:
-        yield self._ended
-        yield from self._running.values()
+    def total(self, service_key: str) -> ServiceTotals:
+        """A sum of our own making, safe to keep."""
+        total = ServiceTotals()
+        for part in (self._ended, *self._running.values()):
+            if (counted := part.get(service_key)) is not None:
+                add_totals(total, counted)
+        return total

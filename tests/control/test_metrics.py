@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from gatewayd.control.metrics import Exposition
-from gatewayd.control.status import RouterSample, Sample
+from gatewayd.control.sample import RouterSample, Sample, ServiceSample
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.stats import DURATION_BOUNDS, TTFB_BOUNDS
 
@@ -29,13 +29,20 @@ COUNTED = ServiceTotals(
     steering={"steered": 3, "timeout": 1},
 )
 SAMPLE = Sample(
-    totals={"llama": COUNTED, "": ServiceTotals(codes={404: 1}, log_lines_dropped=5)},
-    in_flight=[("llama", "a", 3), ("llama", "b", 0)],
-    replicas={"llama": {"up": 1, "draining": 1}},
-    routers={"llama": RouterSample(up=True, restarts=2)},
+    services=[
+        ServiceSample("", ServiceTotals(codes={404: 1})),
+        ServiceSample(
+            "llama",
+            COUNTED,
+            in_flight=[("a", 3), ("b", 0)],
+            replicas={"up": 1, "draining": 1},
+            router=RouterSample(up=True, restarts=2),
+        ),
+    ],
     workers=2,
     worker_restarts=1,
     connections=17,
+    log_lines_dropped=5,
     reloads={"success": 4, "failure": 1},
     certificates={"*.a.org": 1800000000.0},
 )
@@ -110,7 +117,7 @@ async def test_the_process_of_control_is_in_it() -> None:
 
 
 async def test_a_service_without_requests_has_its_histograms() -> None:
-    text = await rendered(replace(SAMPLE, totals={"new": ServiceTotals()}))
+    text = await rendered(replace(SAMPLE, services=[ServiceSample("new", ServiceTotals())]))
     assert value(text, 'gatewayd_request_duration_seconds_count{service="new"}') == 0
 
 
