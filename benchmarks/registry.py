@@ -3,13 +3,15 @@
     python -m benchmarks.registry [--services 500] [--replicas 4] [--calls 40] [--workers 2]
 
 A gateway of its own on loopback, its replicas one listening Unix socket under many names. Times are
-seen from outside, as a control plane sees them.
+seen from outside, as a control plane sees them. At the end registrations while /metrics is scraped,
+and for how long control answers nobody: the longest of many calls of /healthz, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ state_dir: {home}/state
 log: {{level: warning, access: "off"}}
 """
 ADMIN, PUBLIC = "http://admin", "http://s0.example.com"
+BASE = "/api/registry/main/services"
+SCRAPE_EVERY_S, REGISTER_EVERY_S, ASK_EVERY_S = 0.5, 0.05, 0.002
 
 
 def fill(home: Path, services: int, replicas: int) -> None:
@@ -94,7 +98,11 @@ async def timed(name: str, count: int, call: Callable[[int], Awaitable[Any]]) ->
         began = time.perf_counter()
         await call(i)
         times.append((time.perf_counter() - began) * 1000)
-    times.sort()
+    show(name, times)
+
+
+def show(name: str, times: Sequence[float]) -> None:
+    times = sorted(times)
     print(
         f"{name:<28} p50 {statistics.median(times):6.1f} ms   "
         f"p95 {times[int(len(times) * 0.95) - 1]:6.1f} ms   max {times[-1]:6.1f} ms"
@@ -114,25 +122,23 @@ async def calls(home: Path, count: int) -> None:
                 assert got.status == 200, await got.text()
                 await got.read()
 
-        base = "/api/registry/main/services"
-
         async def register(i: int) -> None:
             body = {"run_name": f"new{i}", "domain": f"new{i}.example.com", "https": False}
-            await post(f"{base}/register", body | {"auth": False, "options": {}})
+            await post(f"{BASE}/register", body | {"auth": False, "options": {}})
 
         async def add(i: int) -> None:
             body = {"job_id": f"job{i}", "socket": f"{home}/replica.sock"}
-            await post(f"{base}/new{i}/replicas/register", body)
+            await post(f"{BASE}/new{i}/replicas/register", body)
 
         async def unregister(i: int) -> None:
-            await post(f"{base}/new{i}/unregister")
+            await post(f"{BASE}/new{i}/unregister")
 
         await timed("register a service", count, register)
         await timed("register a replica", count, add)
         await timed(
             "unregister a replica",
             count,
-            lambda i: post(f"{base}/new{i}/replicas/job{i}/unregister"),
+            lambda i: post(f"{BASE}/new{i}/replicas/job{i}/unregister"),
         )
         await timed("unregister a service", count, unregister)
         began = time.perf_counter()
@@ -141,6 +147,88 @@ async def calls(home: Path, count: int) -> None:
         print(f"{f'register {count} at once':<28} all {took:6.1f} ms")
         for path in ("/api/services/list", "/api/stats/collect", "/api/status", "/metrics"):
             await timed(f"GET {path}", 10, lambda _, path=path: get(path))  # type: ignore[misc]
+
+
+async def use(home: Path, services: int) -> None:
+    """Each service is asked once, so that it has something to show."""
+    connector = aiohttp.UnixConnector(str(home / "http.sock"))
+    async with aiohttp.ClientSession(connector=connector) as http:
+        for i in range(services):
+            async with http.get(f"http://s{i}.example.com/v1/models") as got:
+                assert got.status == 200, await got.text()
+    await asyncio.sleep(1.5)  # workers report once a second
+
+
+def scrape(path: Path) -> tuple[float, int]:
+    """Milliseconds and size of one /metrics. In a thread, and on a bare socket: what is measured
+    beside it must not wait for its reader."""
+    began = time.perf_counter()
+    size = 0
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")
+        while part := sock.recv(1 << 20):
+            size += len(part)
+    return (time.perf_counter() - began) * 1000, size
+
+
+@contextlib.asynccontextmanager
+async def meanwhile(call: Callable[[], Awaitable[None]], every_s: float) -> AsyncIterator[None]:
+    """The call is made again and again, until the block ends and the last one is answered."""
+    over = asyncio.Event()
+
+    async def again() -> None:
+        while not over.is_set():
+            await call()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), every_s)
+
+    task = asyncio.create_task(again())
+    try:
+        yield
+    finally:
+        over.set()
+        await task
+
+
+async def while_scraped(home: Path, count: int, *, scraped: bool) -> None:
+    path = home / "admin.sock"
+    registering: list[float] = []
+    asking: list[float] = []
+    scrapes: list[tuple[float, int]] = []
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+
+        async def ask() -> None:
+            began = time.perf_counter()
+            async with http.get(f"{ADMIN}/healthz") as got:
+                await got.read()
+            asking.append((time.perf_counter() - began) * 1000)
+
+        async def scrape_once() -> None:
+            scrapes.append(await asyncio.to_thread(scrape, path))
+
+        await stack.enter_async_context(meanwhile(ask, ASK_EVERY_S))
+        if scraped:
+            await stack.enter_async_context(meanwhile(scrape_once, SCRAPE_EVERY_S))
+        for i in range(count):
+            body = {"run_name": f"w{i}", "domain": f"w{i}.example.com", "https": False}
+            began = time.perf_counter()
+            async with http.post(
+                f"{ADMIN}{BASE}/register", json=body | {"auth": False, "options": {}}
+            ) as got:
+                assert got.status == 200, await got.text()
+            registering.append((time.perf_counter() - began) * 1000)
+            async with http.post(f"{ADMIN}{BASE}/w{i}/unregister") as got:
+                assert got.status == 200, await got.text()
+            await asyncio.sleep(REGISTER_EVERY_S)
+    if scraped:
+        show(f"scrape of {scrapes[-1][1] / 1e6:.1f} MB", [took for took, _ in scrapes])
+    how = "scraped" if scraped else "not scraped"
+    show(f"register, {how}", registering)
+    show(f"/healthz, {how}", asking)
 
 
 async def run(services: int, replicas: int, count: int, workers: int) -> None:
@@ -164,6 +252,9 @@ async def run(services: int, replicas: int, count: int, workers: int) -> None:
             print(f"{services} services, {services * replicas} replicas, {workers} workers")
             print(f"{'start to serving':<28} {took:.2f} s, to ready {ready:.2f} s")
             await calls(home, count)
+            await use(home, services)
+            for scraped in (False, True):
+                await while_scraped(home, 2 * count, scraped=scraped)
         finally:
             process.send_signal(signal.SIGTERM)
             await process.wait()
