@@ -14,7 +14,9 @@ Row = Sequence[str]
 def render(status: dict[str, Any]) -> str:
     sections = [
         _gateway(status),
-        _table(("SERVICE", "DOMAINS", "FROM", "AUTH", "MODEL", "REQUESTS"), _services(status)),
+        _table(
+            ("SERVICE", "DOMAINS", "FROM", "AUTH", "MODEL", "REQ/S", "REQUESTS"), _services(status)
+        ),
         _table(("SERVICE", "REPLICA", "STATE", "IN FLIGHT", "ADDRESS"), _replicas(status)),
         _table(
             ("ROUTER OF", "TYPE", "MODE", "STATE", "ENDPOINT", "TARGETS", "RESTARTS"),
@@ -68,6 +70,7 @@ def _services(status: dict[str, Any]) -> Iterator[Row]:
             service["origin"],
             "yes" if service["auth"] else "no",
             service["model"] or "-",
+            _rate(service["requests_last_minute"] / 60),
             _ways(service["requests"]),
         )
 
@@ -77,6 +80,11 @@ def _ways(requests: dict[str, int]) -> str:
     total = sum(requests.values())
     shares = (f"{_percent(count, total)} {way}" for way, count in requests.items() if count)
     return f"{total}: {', '.join(shares)}" if total else "0"
+
+
+def _rate(per_second: float) -> str:
+    """One request a minute may not look like none."""
+    return f"{per_second:.{1 if per_second >= 1 else 2}f}" if per_second else "0"
 
 
 def _percent(count: int, total: int) -> str:

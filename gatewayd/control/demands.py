@@ -180,6 +180,15 @@ class Demands:
             }
         return found
 
+    def begun(self, service: Service, seconds: int) -> int:
+        """How many requests began in the last seconds, of at most the longest window."""
+        counted = self._counted.get(_name(service))
+        if counted is None:
+            return 0
+        return window(
+            counted.history, self._total(counted), self._now(), seconds, "started"
+        ).requests
+
     # --- looking
 
     def _now(self) -> int:

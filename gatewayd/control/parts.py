@@ -143,6 +143,7 @@ class Parts:
             roles=self.roles,
             tunnels=self.tunnels,
             indexes=self.indexes,
+            demands=self.demands,
             telemetry=self.telemetry,
             sockets=sockets,
             reloader=self.reloader,

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import gatewayd
 from gatewayd.control.certs import Certificates, CertificateStatus
+from gatewayd.control.demands import Demands
 from gatewayd.control.leases import IndexLeases
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.reload import Reloader
@@ -57,6 +58,7 @@ class Status:
         roles: Roles,
         tunnels: SshTunnels,
         indexes: IndexLeases,
+        demands: Demands,
         telemetry: Telemetry,
         sockets: Sockets,
         reloader: Reloader,
@@ -70,6 +72,7 @@ class Status:
         self._roles = roles
         self._tunnels = tunnels
         self._indexes = indexes
+        self._demands = demands
         self._telemetry = telemetry
         self._sockets = sockets
         self._reloader = reloader
@@ -160,6 +163,7 @@ class Status:
             "model": service.model,
             "router": self._routers.status(service.key),
             "requests": {way: ways.get(way, 0) for way in WAYS},
+            "requests_last_minute": self._demands.begun(service, 60),
             "replicas": [
                 {
                     "id": replica.id,

@@ -200,7 +200,7 @@ def test_status_for_eyes_and_for_programs(admin: str, file: Path, home: Path) ->
         assert done.out.startswith(f"testing: gatewayd {gatewayd.__version__}, ready, pid ")
     lines = [line.split() for line in done.out.splitlines()]
     assert ["backend:", "aws"] in lines
-    assert ["llama", "llama.example.com", "file", "no", "-", "0"] in lines
+    assert ["llama", "llama.example.com", "file", "no", "-", "0", "0"] in lines
     assert ["llama", "a", "up", "0", f"unix:{home}/a.sock"] in lines
     as_json = json.loads(gatewayd_("status", "--json", "--admin", admin).out)
     assert as_json["services"][0]["replicas"][0]["state"] == "up"

@@ -11,7 +11,9 @@ from gatewayd.cli.table import render
 NONE = {"direct": 0, "through": 0, "steered": 0, "fallback": 0}
 
 
-def status(requests: dict[str, int], router: dict[str, Any] | None = None) -> dict[str, Any]:
+def status(
+    requests: dict[str, int], router: dict[str, Any] | None = None, *, last_minute: int = 0
+) -> dict[str, Any]:
     service = {
         "project": "main",
         "name": "llama",
@@ -21,6 +23,7 @@ def status(requests: dict[str, int], router: dict[str, Any] | None = None) -> di
         "model": None,
         "router": router,
         "requests": {**NONE, **requests},
+        "requests_last_minute": last_minute,
         "replicas": [],
     }
     return {
@@ -71,6 +74,14 @@ def cells(text: str, first: str) -> list[list[str]]:
 def test_the_share_of_each_way(requests: dict[str, int], shown: str) -> None:
     (row,) = cells(render(status(requests)), "SERVICE")
     assert row[-1] == shown
+
+
+@pytest.mark.parametrize(
+    ("last_minute", "shown"), [(0, "0"), (1, "0.02"), (59, "0.98"), (60, "1.0"), (7404, "123.4")]
+)
+def test_requests_per_second(last_minute: int, shown: str) -> None:
+    (row,) = cells(render(status({}, last_minute=last_minute)), "SERVICE")
+    assert row[-2] == shown
 
 
 def test_the_mode_of_a_router() -> None:

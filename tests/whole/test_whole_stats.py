@@ -96,6 +96,7 @@ async def test_a_registered_service_is_counted_and_inherits(
         await gateway.add("run", "a", replica.path)
         await ask(clients, 2)
         assert await requests(gateway, "run") == [3, 3, 3]
+        assert (await gateway.service("run"))["requests_last_minute"] == 3
         await gateway.change("run/unregister")
         assert await gateway.call("GET", "/api/stats/collect") == (200, [])
         await gateway.change("register", body)
