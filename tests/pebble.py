@@ -120,8 +120,10 @@ class Pebble:
         return await self._management(self.admin_port, method, path, https=True)
 
     async def resolve(self, host: str, address: str) -> None:
+        """In place of what was said before."""
         body = {"host": f"{host}.", "addresses": [address]}
-        await self._management(self.dns_admin_port, "POST", "add-a", body)
+        for path in ("clear-a", "add-a"):
+            await self._management(self.dns_admin_port, "POST", path, body)
 
     def hook(self) -> Path:
         """For dns-01."""

@@ -22,6 +22,7 @@ from gatewayd.core.messages import (
     Challenges,
     Configure,
     Drain,
+    Expected,
     Message,
     Publish,
     Ready,
@@ -70,6 +71,9 @@ class Scripted:
                 self.channel.send(Ack(message.version))
             case Challenges():
                 self.note(frame="challenges", http01=dict(message.http01), alpn=[*message.alpn])
+                self.channel.send(Ack(message.version))
+            case Expected():
+                self.note(frame="expected", coming=[*message.coming], paused=[*message.paused])
                 self.channel.send(Ack(message.version))
             case Drain():
                 self.note(frame="drain", timeout=message.timeout)

@@ -17,9 +17,8 @@ from gatewayd.bridge.connection import RouterConnection
 from gatewayd.bridge.handler import PortHandler
 from gatewayd.bridge.peers import Peers
 from gatewayd.core.messages import (
-    Certificates,
-    Challenges,
     Configure,
+    ForHandshakes,
     Publish,
     ServiceTotals,
 )
@@ -89,7 +88,7 @@ class BridgeRole:
             if connection.idle and not connection.closing:
                 connection.finish()
 
-    def secure(self, message: Certificates | Challenges) -> None:
+    def secure(self, message: ForHandshakes) -> None:
         raise NotImplementedError("no client speaks to the bridge")
 
     def link(self, slot: int, fd: int) -> None:

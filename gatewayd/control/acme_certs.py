@@ -18,7 +18,7 @@ from gatewayd.control.acme_store import AcmeStore
 from gatewayd.control.acme_wire import AcmeError
 from gatewayd.control.certs import CertificateError, CertificateStatus, time_fault
 from gatewayd.control.publisher import Publisher
-from gatewayd.control.renewals import Renewals
+from gatewayd.control.renewals import Prospect, Renewals
 from gatewayd.core.certificate import AcmeCertificate
 from gatewayd.core.messages import CertificatePair
 from gatewayd.core.names import covers
@@ -84,6 +84,21 @@ class AcmeCerts:
         names = dict.fromkeys(self._settings.names)
         names.update({self._certificate_of(d): None for d in domains if not covers(covered, d)})
         await self.renewals.look([name for name in names if _HOST.fullmatch(name)])
+
+    def expected(self, domains: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Of domains without a certificate, whose is coming, and whose clients can hasten it."""
+        prospects = {domain: self._prospect(domain) for domain in domains}
+        coming = frozenset(d for d, prospect in prospects.items() if prospect == "coming")
+        return coming, frozenset(d for d, prospect in prospects.items() if prospect == "paused")
+
+    def _prospect(self, domain: str) -> Prospect:
+        name = self._certificate_of(domain)
+        return self.renewals.prospect(name) if _HOST.fullmatch(name) else "none"
+
+    def hasten(self, domains: Iterable[str]) -> None:
+        """Clients came for them."""
+        for domain in domains:
+            self.renewals.hasten(self._certificate_of(domain))
 
     async def ensure(self, names: Iterable[str]) -> None:
         """All are served, or CertificateError within a bounded time; nothing is left then."""

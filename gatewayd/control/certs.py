@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -59,6 +60,8 @@ class Certificates:
         self._config: Config | None = None
         self._published: tuple[tuple[CertificatePair, ...], str | None] = ((), None)
         self._warned: set[tuple[str, float, bool]] = set()
+        self._sighted: set[str] = set()
+        self._wake = asyncio.Event()
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -78,6 +81,7 @@ class Certificates:
             if self._files is not None:
                 await asyncio.to_thread(self._files.follow, sources, self._clock())
             await self._publish()
+            self.expect()
         if self._task is None and config.listen.https:
             self._task = asyncio.create_task(self._watch(), name="certificates")
 
@@ -95,6 +99,21 @@ class Certificates:
                     f"No certificate is for {', '.join(missing)}: add one to the configuration"
                 )
             await acme.ensure(missing)
+
+    def expect(self) -> None:
+        """Whoever comes for a name that is served soon is to wait for it. Called also by whoever
+        has changed the services."""
+        config, acme = self._config, self._acme
+        if config is None or acme is None or acme_settings(config, self._state.acme) is None:
+            self._publisher.expect(frozenset(), frozenset())
+        else:
+            self._publisher.expect(*acme.expected(uncovered(self._served(), self._domains())))
+
+    def sighted(self, names: Iterable[str]) -> None:
+        """Clients came for these, and wait for a certificate. Without HTTPS nobody looks."""
+        self._sighted.update(names)
+        if self._sighted:
+            self._wake.set()
 
     async def renew(self, name: str) -> None:
         """A new one now. CertificateError."""
@@ -176,6 +195,7 @@ class Certificates:
     async def _acme_changed(self) -> None:
         async with self._changing:
             await self._publish()
+            self.expect()
 
     # --- what is served
 
@@ -239,7 +259,10 @@ class Certificates:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._wake.wait()
+            self._wake.clear()
             try:
                 await self._look()
                 self._warn()
@@ -255,8 +278,11 @@ class Certificates:
             covered = {
                 name for w, _ in self._watched() if w.good is not None for name in w.good.names
             }
+        sighted, self._sighted = self._sighted, set()
         if acme is not None:  # without the lock: what it changes it publishes
+            acme.hasten(sighted.intersection(self._domains()))
             await acme.look(self._domains(), covered)
+        self.expect()
 
     def _warn(self) -> None:
         """Once for each certificate that nobody has renewed in time, and once more at its end."""

@@ -124,6 +124,11 @@ DROPPED: Final = Family(
     "gatewayd_access_log_lines_dropped_total",
     "Access lines that were lost: nobody read them, or they could not be written.",
 )
+HELD: Final = Family(
+    "counter",
+    "gatewayd_handshakes_held_total",
+    "Handshakes that waited for a certificate, by how that ended.",
+)
 RELOADS: Final = Family("counter", "gatewayd_config_reloads_total", "Reloads of the configuration.")
 CERTIFICATES: Final = Family(
     "gauge",
@@ -136,7 +141,7 @@ FAMILIES: Final = (
     *(REQUESTS, DURATION, TTFB, RECEIVED, SENT),
     *(REJECTIONS, STALE, ERRORS, RETRIES, FALLBACKS, WAYS, STEERING),
     *(IN_FLIGHT, REPLICAS, ROUTER_UP, ROUTER_RESTARTS),
-    *(WORKERS, WORKER_RESTARTS, CONNECTIONS, DROPPED, RELOADS, CERTIFICATES, BUILD),
+    *(WORKERS, WORKER_RESTARTS, CONNECTIONS, DROPPED, HELD, RELOADS, CERTIFICATES, BUILD),
 )
 
 Lines = Mapping[Family, list[str]]  # of every family
@@ -199,6 +204,10 @@ def add_gateway(lines: Lines, sample: Sample) -> None:
     lines[WORKER_RESTARTS].append(WORKER_RESTARTS.bare(sample.worker_restarts))
     lines[CONNECTIONS].append(CONNECTIONS.bare(sample.connections))
     lines[DROPPED].append(DROPPED.bare(sample.log_lines_dropped))
+    lines[HELD].extend(
+        HELD.line(f'outcome="{outcome}"', sample.handshakes_held.get(outcome, 0))
+        for outcome in ("gone", "refused", "served")
+    )
     lines[RELOADS].extend(
         RELOADS.line(f'result="{result}"', count)
         for result, count in sorted(sample.reloads.items())

@@ -228,6 +228,7 @@ class Parts:
         for endpoint in report.unreachable:
             service_key, _, replica_id = endpoint.partition("|")
             self.reachability.suspect(service_key, replica_id)
+        self.certificates.sighted(report.sighted)
 
     def _died(self, process: SlotProcess) -> None:
         self.telemetry.ended(process)

@@ -17,7 +17,13 @@ from typing import Final
 from gatewayd.control.compiler import Compiler
 from gatewayd.control.slot import SlotProcess
 from gatewayd.control.workers import Workers
-from gatewayd.core.messages import CertificatePair, Certificates, Challenges, Publish
+from gatewayd.core.messages import (
+    CertificatePair,
+    Certificates,
+    Challenges,
+    Expected,
+    Publish,
+)
 from gatewayd.core.packing import PackedSnapshot, Packer
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot, Snapshot
 
@@ -46,6 +52,7 @@ class Publisher:
         self._packer = Packer()
         self._certificates: Certificates | None = None
         self._challenges: Challenges | None = None
+        self._expected: Expected | None = None
         self._ports: dict[int, BridgePort] = {}
         self._ports_version = 0
         self._acked_ports: dict[int, BridgePort] = {}
@@ -103,6 +110,16 @@ class Publisher:
         self._challenges = Challenges(self._version, http01, alpn)
         await self._secure(self._challenges)
 
+    def expect(self, coming: frozenset[str], paused: frozenset[str]) -> None:
+        """Workers hear for which names there is something to wait for, behind what they were told
+        before; see `Expected`."""
+        before = self._expected or Expected(0)
+        if (coming, paused) != (before.coming, before.paused):
+            self._version += 1
+            self._expected = Expected(self._version, coming, paused)
+            for process in self._workers.alive():
+                process.send(self._expected)
+
     async def _secure(self, message: Certificates | Challenges) -> None:
         for process in self._workers.alive():
             process.send(message)
@@ -114,7 +131,7 @@ class Publisher:
             self._send_ports(process)
             return
         # First, because the first snapshot opens the listeners.
-        for message in (self._certificates, self._challenges):
+        for message in (self._certificates, self._challenges, self._expected):
             if message is not None:
                 process.send(message)
         if self._packed is not None:

@@ -129,6 +129,7 @@ class Reloader:
         except RefusedError:
             await self._certificates.follow(self.config)
             raise
+        self._certificates.expect()
         self.config = new
         return Outcome(changes, applied=True)
 

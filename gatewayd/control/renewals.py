@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from gatewayd.control.acme_issuer import Issuer
 from gatewayd.control.acme_store import AcmeStore, Issued
@@ -35,7 +35,16 @@ _ADVICE_LONGEST_S: Final = 24 * 3600.0
 # Between two of one name, whatever clocks and authorities say: of its lifetime, and at most.
 _PAUSE_SHARE, _PAUSE_MAX_S = 0.05, 3600.0
 _SAVE_AGAIN_S: Final = 10.0
+# Clients cause a try between two others once in this time, since authorities count those that fail
+# (Let's Encrypt: five an hour); and not at once after a failure, for they come back at once.
+_HASTE_S: Final = 1800.0
+_HASTE_AFTER_S: Final = 10.0
 _KEPT_S: Final = 30 * 86400.0  # an expired one that nobody wants
+
+
+# What clients of a name without a certificate may expect: it is asked for, or will be within a
+# second; the next try is later, but `hasten` brings it forward; neither.
+Prospect = Literal["coming", "paused", "none"]
 
 
 @dataclass(slots=True)
@@ -49,6 +58,9 @@ class Managed:
     chance: float = 0.0  # where in the window of the authority's advice
     failures: int = 0  # in a row
     again_at: float = 0.0  # monotonic: not asked for before
+    forbidden: bool = False  # until then, by the authority
+    haste_at: float = 0.0  # monotonic: clients bring no try forward before
+    planned: float = 0.0  # monotonic: the next try, if the one brought forward fails
     fault: str | None = None
     save_at: float | None = None  # monotonic: it is not on disk
     advice_at: float = 0.0  # monotonic
@@ -135,7 +147,21 @@ class Renewals:
     def try_again(self) -> None:
         """Whoever is asked now is another one."""
         for managed in self._managed.values():
-            managed.failures, managed.again_at = 0, 0.0
+            managed.failures, managed.again_at, managed.haste_at = 0, 0.0, 0.0
+
+    def prospect(self, name: str) -> Prospect:
+        managed, now = self._managed.get(name), self._monotonic()
+        if managed is None or _runs(managed.issuing) or now >= managed.again_at:
+            return "coming"
+        return "none" if managed.forbidden or now < managed.haste_at else "paused"
+
+    def hasten(self, name: str) -> None:
+        """A client came for it: it is due now, unless the authority or our own pause forbids."""
+        if self.prospect(name) == "paused":
+            managed, now = self._managed[name], self._monotonic()
+            managed.planned, managed.again_at = managed.again_at, now
+            managed.haste_at = now + _HASTE_S
+            _log.info("certificate of %s is asked for now: a client came for it", name)
 
     async def look(self, wanted: Collection[str]) -> None:
         """Begin whatever is due. Nothing here waits for an authority."""
@@ -219,7 +245,8 @@ class Renewals:
             if not covers(read.names, managed.name):
                 raise AcmeError(f"the authority's certificate is for {', '.join(read.names)}")
         except AcmeError as error:
-            self._failed(managed, str(error), error.retry_after)
+            forbidden = error.retry_after is not None or error.kind == "rateLimited"
+            self._failed(managed, str(error), error.retry_after, forbidden=forbidden)
             return False
         except BadCertificateError as error:
             self._failed(managed, f"the authority's certificate {error}")
@@ -252,11 +279,23 @@ class Renewals:
         await self._on_change()
         return True
 
-    def _failed(self, managed: Managed, fault: str, retry_after: float | None = None) -> None:
-        managed.failures += 1
-        managed.fault = fault
-        wait = wait_after(managed.failures, self._chance(), retry_after)
-        managed.again_at = self._monotonic() + wait
+    def _failed(
+        self,
+        managed: Managed,
+        fault: str,
+        retry_after: float | None = None,
+        *,
+        forbidden: bool = False,
+    ) -> None:
+        now = self._monotonic()
+        if managed.planned > now:
+            wait = max(managed.planned - now, retry_after or 0.0)
+        else:
+            managed.failures += 1
+            wait = wait_after(managed.failures, self._chance(), retry_after)
+        managed.fault, managed.forbidden, managed.planned = fault, forbidden, 0.0
+        managed.again_at = now + wait
+        managed.haste_at = max(managed.haste_at, now + _HASTE_AFTER_S)
         kept = "" if managed.read is None else "; the one there is serves on"
         _log.error(
             "no certificate for %s: %s%s. Tried again in %.0f s, or with `gatewayd certs renew %s`",

@@ -42,5 +42,6 @@ class Sample:
     worker_restarts: int
     connections: int
     log_lines_dropped: int = 0
+    handshakes_held: Mapping[str, int] = field(default_factory=dict)  # how it ended -> count
     reloads: Mapping[str, int] = field(default_factory=dict)
     certificates: Mapping[str, float] = field(default_factory=dict)  # domain -> its end

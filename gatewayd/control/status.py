@@ -190,12 +190,14 @@ class Status:
     # --- /metrics ------------------------------------------------------------------------------
 
     def sample(self) -> Sample:
+        nobodys = self._telemetry.total(NOBODY)
         return Sample(
             services=self._service_samples(),
             workers=len(self._workers.ready()),
             worker_restarts=self._workers.restarts,
             connections=sum(process.connections for process in self._workers.alive()),
-            log_lines_dropped=self._telemetry.total(NOBODY).log_lines_dropped,
+            log_lines_dropped=nobodys.log_lines_dropped,
+            handshakes_held=nobodys.handshakes_held,
             reloads=dict(self._reloader.results),
             certificates={
                 domain: each.not_after

@@ -2,9 +2,9 @@
 
 Owns: the frames. Does not own: how they travel (net.channel).
 
-Control -> process: `Configure` once, then `Certificates`, `Challenges`, `Publish`, `Link`,
-`ReopenLogs`, at last `Drain`. Process -> control: `Ready` once, an `Ack` for each frame with a
-version, a `Report` once a second.
+Control -> process: `Configure` once, then `Certificates`, `Challenges`, `Expected`, `Publish`,
+`Link`, `ReopenLogs`, at last `Drain`. Process -> control: `Ready` once, an `Ack` for each frame
+with a version, a `Report` once a second.
 """
 
 from __future__ import annotations
@@ -82,6 +82,17 @@ class Challenges:
     alpn: Mapping[str, CertificatePair] = field(default_factory=dict)
 
 
+@by_fields
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Names of ours that no certificate is for yet; latest wins. `coming`: one is asked for now.
+    `paused`: asking failed, and a client that comes is worth another try (`Report.sighted`)."""
+
+    version: int
+    coming: frozenset[str] = frozenset()
+    paused: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Drain:
     """Accept nothing more, finish what runs within `timeout` seconds, then exit 0."""
@@ -130,6 +141,7 @@ class ServiceTotals:
     steering: dict[str, int] = field(default_factory=dict)  # outcome of asking a router -> count
     auth_stale: int = 0  # let through by an old word of an authority that does not answer
     log_lines_dropped: int = 0  # of the whole process, so only under ""
+    handshakes_held: dict[str, int] = field(default_factory=dict)  # how it ended; only under ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,9 @@ class Report:
     totals: dict[str, ServiceTotals]
     connections: int  # open client connections now
     unreachable: tuple[str, ...] = ()  # ids of endpoints that refused a connection since the last
+    sighted: tuple[str, ...] = ()  # names of `Expected.paused` that a client came for since
 
 
-Published = Publish | Certificates | Challenges
+ForHandshakes = Certificates | Challenges | Expected
+Published = Publish | ForHandshakes
 Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report

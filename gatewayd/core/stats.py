@@ -41,6 +41,7 @@ def add_totals(total: ServiceTotals, part: ServiceTotals) -> None:
     _add_counts(total.steering, part.steering)
     total.auth_stale += part.auth_stale
     total.log_lines_dropped += part.log_lines_dropped
+    _add_counts(total.handshakes_held, part.handshakes_held)
 
 
 def _add_counts(total: dict[_Label, int], part: dict[_Label, int]) -> None:

@@ -1,7 +1,8 @@
 """Certificates as TLS contexts: one for each, chosen by the name that a client asks for.
 
 Owns: the profile (versions, ciphers, ALPN), the choice by SNI, the swap. Does not own: bytes of
-a connection (net.tls_transport), where certificates come from (control), who is told (proxy).
+a connection (net.tls_transport), who waits for a certificate (net.awaited), where they come from
+(control), who is told (proxy).
 
 The profile is Mozilla's "intermediate" (https://wiki.mozilla.org/Security/Server_Side_TLS).
 """
@@ -12,9 +13,10 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from gatewayd.core.messages import CertificatePair
+from gatewayd.net.awaited import Awaited, Waiter
 
 ACME_PROTOCOL: Final = "acme-tls/1"  # RFC 8737
 _PROTOCOL: Final = "http/1.1"
@@ -81,6 +83,12 @@ def _why(error: ssl.SSLError) -> str:
     return "certificate or private key is not valid PEM"
 
 
+class Client(Waiter, Protocol):
+    """Whose hello is kept until it has been answered."""
+
+    hello: bytes | None  # what has come of it
+
+
 class Contexts:
     """Which context serves whom. `replace` swaps all; handshakes that have begun, and connections
     that are open, keep theirs.
@@ -94,8 +102,8 @@ class Contexts:
         self._default: CertificatePair | None = None
         self._made: dict[CertificatePair, ssl.SSLContext] = {}
         self._alpn: Mapping[str, CertificatePair] = {}
-        self._challenger = make_context(ACME_PROTOCOL)
-        self._challenger.sni_callback = self._challenged
+        self.awaited = Awaited(clock)
+        self._client: Client | None = None  # whose handshake goes on in this call
         self._listener: ssl.SSLContext | None = None
         self._listener_until = 0.0
 
@@ -112,17 +120,25 @@ class Contexts:
         self._default = None if default is None else by_name.get(default)
         kept = set(pairs)
         self._made = {pair: made for pair, made in self._made.items() if pair in kept}
+        self.awaited.serve(self.serves)
 
     def challenge(self, alpn: Mapping[str, CertificatePair]) -> None:
         """Names whose challenge certificate is shown to whoever offers `acme-tls/1` only."""
         self._alpn = alpn
 
-    def for_hello(self, hello: bytes) -> ssl.SSLContext:
-        """What a handshake begins with that opens with these bytes."""
-        # `ssl` tells the choice by name nothing of what else was offered.
-        if self._alpn and _ACME_OFFER in hello:
-            return self._challenger
-        return self.listener
+    @property
+    def keeps_hellos(self) -> bool:
+        """Whether more than the client's name counts at this moment. It is seldom so."""
+        return bool(self._alpn or self.awaited)
+
+    def shake(self, connection: ssl.SSLObject, client: Client) -> None:
+        """`do_handshake` of one whose hello is kept. When it fails because the client has to wait
+        (`awaited.holds`), what OpenSSL says to that is not for the client."""
+        self._client = client
+        try:
+            connection.do_handshake()
+        finally:
+            self._client = None
 
     @property
     def listener(self) -> ssl.SSLContext:
@@ -136,30 +152,30 @@ class Contexts:
 
     def find(self, name: str | None) -> CertificatePair | None:
         """Exact, then the wildcard one label above, then the default."""
-        if name is None:
-            return self._default
-        name = name.lower().removesuffix(".")
-        pair = self._pairs.get(name)
-        if pair is None:
-            pair = self._pairs.get(f"*.{name.partition('.')[2]}", self._default)
-        return pair
+        pair = None if name is None else self._own(_plain(name))
+        return self._default if pair is None else pair
+
+    def serves(self, name: str) -> bool:
+        """By a certificate that is for it."""
+        return self._own(name) is not None
+
+    def _own(self, name: str) -> CertificatePair | None:
+        return self._pairs.get(name) or self._pairs.get(f"*.{name.partition('.')[2]}")
 
     def _chosen(
         self, connection: ssl.SSLObject, name: str | None, listener: ssl.SSLContext
     ) -> ssl.AlertDescription | None:
         """OpenSSL asks during the handshake, also a client without a name."""
-        return self._serve(connection, self.find(name), _PROTOCOL)
-
-    def _challenged(
-        self, connection: ssl.SSLObject, name: str | None, listener: ssl.SSLContext
-    ) -> ssl.AlertDescription | None:
-        pair = None if name is None else self._alpn.get(name.lower())
-        return self._serve(connection, pair, ACME_PROTOCOL)
-
-    def _serve(
-        self, connection: ssl.SSLObject, pair: CertificatePair | None, protocol: str
-    ) -> ssl.AlertDescription | None:
         try:
+            pair, protocol = self.find(name), _PROTOCOL
+            if (client := self._client) is not None and name is not None:
+                name = _plain(name)
+                # `ssl` does not tell what else was offered. An authority that looks for a proof
+                # gets it, or an alert, and never has to wait.
+                if _ACME_OFFER in (client.hello or b""):
+                    pair, protocol = self._alpn.get(name), ACME_PROTOCOL
+                elif not self.serves(name) and self.awaited.hold(name, client):
+                    pair = None
             if pair is None:
                 return ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             context = self._made.get(pair)
@@ -171,3 +187,7 @@ class Contexts:
         except Exception:  # what is raised here would be printed, and the handshake go on
             return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
         return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(".")

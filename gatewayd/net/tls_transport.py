@@ -19,6 +19,7 @@ from gatewayd.net.tls import ACME_PROTOCOL, Contexts
 
 _HANDSHAKE_RECORD: Final = 0x16  # RFC 8446, 5.1: how every connection begins
 _READ_SIZE: Final = 16 * 1024  # what a record holds at most
+_HELLO_MAX: Final = 16 * 1024  # of what is kept; the longest of today's clients send 2 KiB
 _OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"})
 
 
@@ -73,6 +74,7 @@ class TlsTransport(asyncio.Protocol):
         "_send",
         "_tls",
         "_upper",
+        "hello",
     )
 
     def __init__(self, contexts: Contexts, upper: Secured) -> None:
@@ -84,6 +86,9 @@ class TlsTransport(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._open = False  # from the end of the handshake to the first of its ends
         self._half = False  # our side has ended
+        # What a client has said so far, while it may have to wait or be an authority that looks
+        # for a proof; None: not kept, or answered.
+        self.hello: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<TlsTransport {'open' if self._open else 'not open'}>"
@@ -115,30 +120,80 @@ class TlsTransport(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
         self._tls = None
+        if self.hello is not None:
+            self.hello = None
+            self._contexts.awaited.leave(self, "gone")
         self._upper.connection_lost(exc)
 
     # --- the handshake
 
     def _shake(self, data: bytes) -> None:
-        tls = self._tls
-        if tls is None:
+        if self._tls is None and self.hello is None:
             if data[0] != _HANDSHAKE_RECORD:
                 self._raw.write(self._upper.insecure("plain_http"))
                 self._raw.close()
                 return
-            context = self._contexts.for_hello(data)
-            tls = self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            if self._contexts.keeps_hellos:
+                self.hello = b""
+            self._begin()
+        if self.hello is not None:
+            self.hello += data
+            if len(self.hello) > _HELLO_MAX:
+                self._begin_again()
+                return
+            if self._tls is None:
+                return  # it waits
         self._incoming.write(data)
+        self._go_on()
+
+    def _begin(self) -> None:
+        context = self._contexts.listener
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    @property
+    def held(self) -> bool:
+        """It waits for a certificate."""
+        return self._contexts.awaited.holds(self)
+
+    def go_on(self) -> None:
+        """With whatever certificate there is: nobody waits twice."""
+        self._contexts.awaited.leave(self, "refused")
+        if not self._raw.is_closing():
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """With all that was said so far, and for the last time."""
+        hello, self.hello = self.hello, None
+        assert hello is not None
+        self._contexts.awaited.leave(self, "refused")
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._begin()
+        self._incoming.write(hello)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        tls = self._tls
+        assert tls is not None
         try:
-            tls.do_handshake()
+            if self.hello is None:
+                tls.do_handshake()
+            else:
+                self._contexts.shake(tls, self)
         except ssl.SSLWantReadError:
+            if self._outgoing.pending:
+                self.hello = None  # answered
             self._flush()
             return
         except (ssl.SSLError, OSError) as error:
+            if self.hello is not None and self.held:
+                self._tls = None  # with the alert: it is begun again, as if nothing had been
+                return
+            self.hello = None
             self._flush()  # the alert that says why
             self._upper.insecure(_failure(error))
             self._raw.close()
             return
+        self.hello = None
         self._flush()
         if tls.selected_alpn_protocol() == ACME_PROTOCOL:
             self.close()  # the handshake was all that was wanted (RFC 8737, 3)

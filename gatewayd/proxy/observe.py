@@ -7,6 +7,7 @@ log lines (accesslog).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.stats import DURATION_BOUNDS, TTFB_BOUNDS
@@ -61,6 +62,11 @@ class Meter:
     def log_lines_dropped(self, total: int) -> None:
         if total != self.totals.log_lines_dropped:
             self.totals.log_lines_dropped = total
+            self.changed = True
+
+    def handshakes_held(self, totals: Mapping[str, int]) -> None:
+        if totals != self.totals.handshakes_held:
+            self.totals.handshakes_held = dict(totals)
             self.changed = True
 
     def retried(self) -> None:

@@ -46,8 +46,10 @@ class Plane:
         self.servers: list[EdgeServer] = []
         self.chance = random.Random()  # noqa: S311  (spreads ties, guards nothing)
         self.body_idle_timeout = 60.0
-        self.unreachable: set[str] = set()  # endpoints that refused, since the last report
-        self.on_unreachable: Callable[[], None] = _nothing
+        # For the next report: endpoints that refused; names without a certificate, with a client.
+        self.unreachable: set[str] = set()
+        self.sighted: set[str] = set()
+        self.on_news: Callable[[], None] = _nothing  # control is to hear of it at once
         self._pools: dict[Address, Pool] = {}
         self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,7 +97,12 @@ class Plane:
         name = f"{service_key}|{replica}"
         if name not in self.unreachable:
             self.unreachable.add(name)
-            self.on_unreachable()
+            self.on_news()
+
+    def sight(self, name: str) -> None:
+        """A client came for a name that lacks its certificate."""
+        self.sighted.add(name)
+        self.on_news()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run part of an exchange; the plane owns the task and logs what it did not expect."""

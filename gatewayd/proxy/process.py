@@ -16,10 +16,9 @@ from typing import Final, Protocol
 
 from gatewayd.core.messages import (
     Ack,
-    Certificates,
-    Challenges,
     Configure,
     Drain,
+    ForHandshakes,
     Link,
     Message,
     Publish,
@@ -58,7 +57,7 @@ class Role(Protocol):
     async def publish(self, message: Publish, fds: list[int]) -> None:
         """Make a snapshot effective; it is acknowledged when this returns."""
 
-    def secure(self, message: Certificates | Challenges) -> None:
+    def secure(self, message: ForHandshakes) -> None:
         """Use these in handshakes from now on."""
 
     def link(self, slot: int, fd: int) -> None:
@@ -137,10 +136,10 @@ class DataProcess:
             loads.clear_row(message.slot)
             asker = Asker(self._loop, message.slot)
             self._plane = Plane(self._loop, loads, asker)
-            self._plane.on_unreachable = self._report_soon
+            self._plane.on_news = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout
             self._role.configure(self._plane, message, fds[1:])
-        elif isinstance(message, Publish | Certificates | Challenges):
+        elif isinstance(message, Publish | ForHandshakes):
             self._publishing.put_nowait((message, fds))
         elif isinstance(message, Link):
             self._role.link(message.slot, fds[0])
@@ -184,7 +183,8 @@ class DataProcess:
             await asyncio.sleep(_REPORT_S)
 
     def _report_soon(self) -> None:
-        """A replica refuses: routers are to lose it now, not at the next report."""
+        """A replica refuses: routers are to lose it now, not at the next report. Or a client waits
+        for a certificate."""
         if self._ready and not self._channel.closed:
             self._loop.call_soon(lambda: self._send(self._make_report()))
 
@@ -193,12 +193,14 @@ class DataProcess:
         assert configure is not None
         assert plane is not None
         unreachable, plane.unreachable = plane.unreachable, set()
+        sighted, plane.sighted = plane.sighted, set()
         return Report(
             slot=configure.slot,
             incarnation=configure.incarnation,
             totals=self._role.totals(),
             connections=sum(len(server.connections) for server in plane.servers),
             unreachable=tuple(sorted(unreachable)),
+            sighted=tuple(sorted(sighted)),
         )
 
     def _on_channel_closed(self) -> None:

@@ -1,7 +1,8 @@
 """HTTPS: client connections that begin with a handshake.
 
-Owns: bounds of a handshake, what is counted of a failed one, what a client is told that speaks in
-the clear. Does not own: the handshake (net.tls_transport), requests (connection, handler).
+Owns: bounds of a handshake, also of one that waits for a certificate; what is counted of a failed
+one; what a client is told that speaks in the clear. Does not own: the handshake
+(net.tls_transport), requests (connection, handler).
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ class TlsConnection(ClientConnection):
         if not self._shaking:
             super().sweep(now)
         elif now - self._idle_since > self._handler.limits.header_timeout:
-            self.insecure("timeout")
-            self.abort()
+            transport = cast(TlsTransport, self.transport)
+            if transport.held:
+                transport.go_on()  # no certificate came in time: the client is told so
+            else:
+                self.insecure("timeout")
+                self.abort()
 
     @property
     def idle(self) -> bool:

@@ -13,6 +13,8 @@ from gatewayd.core.messages import (
     Certificates,
     Challenges,
     Configure,
+    Expected,
+    ForHandshakes,
     Publish,
     ServiceTotals,
 )
@@ -50,6 +52,7 @@ class WorkerRole:
         demand = DemandTable.attach(fds[1], configure.slot)
         self._edge = Edge(plane, configure.limits, buckets, demand, AccessLog(configure.log))
         self._edge.https_port = _port(self._sockets)
+        self._contexts.awaited.on_sight = plane.sight
 
     async def publish(self, message: Publish, fds: list[int]) -> None:
         assert isinstance(message.snapshot, PackedSnapshot)
@@ -66,25 +69,31 @@ class WorkerRole:
             if is_tls is tls:
                 self._listeners.append(await listen(self._plane.loop, server, sock))
 
-    def secure(self, message: Certificates | Challenges) -> None:
-        if isinstance(message, Certificates):
-            self._contexts.replace(message.pairs, message.default)
-        else:
-            self._contexts.challenge(message.alpn)
-            self._edge.challenge(message.http01)
+    def secure(self, message: ForHandshakes) -> None:
+        match message:
+            case Certificates():
+                self._contexts.replace(message.pairs, message.default)
+            case Challenges():
+                self._contexts.challenge(message.alpn)
+                self._edge.challenge(message.http01)
+            case Expected():
+                self._contexts.awaited.expect(message.coming, message.paused)
 
     def link(self, slot: int, fd: int) -> None:
         self._plane.asker.link(fd)
 
     def totals(self) -> dict[str, ServiceTotals]:
         edge = self._edge
-        edge.meters.nobody.log_lines_dropped(edge.access_log.dropped)
+        nobody = edge.meters.nobody
+        nobody.log_lines_dropped(edge.access_log.dropped)
+        nobody.handshakes_held(self._contexts.awaited.outcomes)
         return edge.meters.take_changed()
 
     def drain(self) -> None:
         self._edge.draining = True
         for listener in self._listeners:
             listener.close()
+        self._contexts.awaited.close()  # certificates are a successor's from now on
 
     def reopen_logs(self) -> None:
         if self._edge is not None:

@@ -334,7 +334,7 @@ async def test_a_replica_that_refuses_is_asked_about_once_more(steered: Steered)
     second.answers = reply(b"from the second")
     first.stop_listening()
     told = asyncio.Event()
-    steered.gateway.plane.on_unreachable = told.set
+    steered.gateway.plane.on_news = told.set
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.chosen(first)
     async with asyncio.timeout(GONE_S + 0.4):

@@ -303,3 +303,37 @@ async def test_a_reload_asks_for_what_is_new_and_keeps_what_is_there(tmp_path: P
         assert "certificate.email: null -> ops@gw.test" in out
         assert names(await served(gateway, "code.gw.test", trust)) == ["code.gw.test"]
         assert await shown(gateway, "chat.gw.test", trust) == first
+
+
+async def test_a_client_that_comes_before_the_certificate_waits_for_it(tmp_path: Path) -> None:
+    async with secured(tmp_path, ["chat"]) as (gateway, pebble, replica):
+        trust = await pebble.root()
+        clients = [shown(gateway, "chat.gw.test", trust) for _ in range(8)]  # on all workers
+        for certificate in await asyncio.gather(*clients):
+            assert names(certificate) == ["chat.gw.test"]
+        for nobodys in ("else.gw.test", "gw.test"):
+            with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+                await shown(gateway, nobodys, trust)
+
+        # Its DNS is wrong at first: until it is mended there is nothing to wait for.
+        await pebble.resolve("code.gw.test", "127.0.0.77")
+        gateway.allow("no certificate for code.gw.test")
+        gateway.config["services"].append({"name": "code", "replicas": [f"unix:{replica.path}"]})
+        gateway.write_file()
+        code, _, err = await gatewayd("reload", "--admin", f"unix:{gateway.admin_path}")
+        assert code == 0, err
+        with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+            await shown(gateway, "code.gw.test", trust)
+        await pebble.resolve("code.gw.test", "127.0.0.1")
+        # The next try would be in a minute.
+        assert names(await served(gateway, "code.gw.test", trust)) == ["code.gw.test"]
+        log = gateway.read_log()
+        assert log.count("code.gw.test is asked for now: a client came for it") == 1
+        assert log.count("no certificate for code.gw.test") == 1
+
+        async def counted() -> bool:
+            metrics = await gateway.metrics()
+            held = metrics.total("gatewayd_handshakes_held_total", outcome="served")
+            return held == 9 and metrics.total("gatewayd_handshakes_held_total") == 10
+
+        await eventually(counted, 5)
