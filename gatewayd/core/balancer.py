@@ -43,23 +43,23 @@ class Ejections:
     False while nothing is ejected. Times are seconds of any monotonic clock.
     """
 
-    __slots__ = ("_out",)
+    __slots__ = ("out",)
 
     def __init__(self) -> None:
-        self._out: dict[str, _Ejected] = {}
+        self.out: dict[str, _Ejected] = {}
 
     def __len__(self) -> int:
-        return len(self._out)
+        return len(self.out)
 
     def __contains__(self, endpoint_id: str) -> bool:
-        return endpoint_id in self._out
+        return endpoint_id in self.out
 
     def failed(self, endpoint_id: str, now: float, *, refused: bool = False) -> None:
         """An attempt failed for a reason that speaks against the endpoint (an idle connection
         that closed does not). `refused`: no connection was made, and it took no time."""
-        out = self._out.get(endpoint_id)
+        out = self.out.get(endpoint_id)
         if out is None:
-            out = self._out[endpoint_id] = _Ejected(FIRST_HOLD_S, now)
+            out = self.out[endpoint_id] = _Ejected(FIRST_HOLD_S, now)
         elif out.on_trial and not refused:
             # Only trials count: a crash fails all that were in flight, and is one failure.
             out.hold_s = min(MAX_HOLD_S, out.hold_s * 2)
@@ -68,12 +68,12 @@ class Ejections:
 
     def succeeded(self, endpoint_id: str) -> None:
         """The endpoint began an answer: it takes its share again."""
-        self._out.pop(endpoint_id, None)
+        self.out.pop(endpoint_id, None)
 
     def retain(self, endpoint_ids: Collection[str]) -> None:
         """Forget all but these: the upstream has changed."""
-        for gone in self._out.keys() - set(endpoint_ids):
-            del self._out[gone]
+        for gone in self.out.keys() - set(endpoint_ids):
+            del self.out[gone]
 
     def narrow(
         self, endpoints: tuple[Endpoint, ...], tried: frozenset[str], now: float
@@ -81,7 +81,7 @@ class Ejections:
         """The endpoints to choose from, best kind first: one that is due for its trial (not for
         a request that has failed already), sound ones, else the ejected one due soonest.
         Within each kind what was `tried` comes last. Empty only when `endpoints` is."""
-        out = self._out
+        out = self.out
         sound = tuple(e for e in endpoints if e.id not in out)
         if len(sound) < len(endpoints) and (not sound or not tried):
             ejected = [e for e in endpoints if e.id in out and e.id not in tried]
@@ -97,7 +97,7 @@ class Ejections:
         return tuple(e for e in sound if e.id not in tried) or sound
 
     def __repr__(self) -> str:
-        return f"<Ejections {sorted(self._out)}>"
+        return f"<Ejections {sorted(self.out)}>"
 
 
 def pick(
@@ -116,7 +116,7 @@ def pick(
     own counter for round_robin, its counter or random bits for least_requests (it shares out
     ties), random bits for random.
     """
-    if ejections._out or tried:
+    if ejections.out or tried:
         endpoints = ejections.narrow(endpoints, tried, now)
     count = len(endpoints)
     if count < 2:

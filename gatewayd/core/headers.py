@@ -185,13 +185,13 @@ class ResponseHead:
 
     __slots__ = (
         "_fields",
-        "_start",
         "chunked",
         "close",
         "content_type",
         "has_date",
         "length",
         "lines",
+        "made",
         "reason",
         "status",
     )
@@ -200,21 +200,13 @@ class ResponseHead:
         self.status = status
         self.reason = reason
         self._fields = fields
-        self._start = b""
         self.lines: list[bytes] = []
+        self.made = b""  # what a client's head begins with for it, once that is made
         self.length = -1
         self.chunked = False
         self.close = False
         self.content_type = b""
         self.has_date = False
-
-    @property
-    def start(self) -> bytes:
-        """Status line and the fields that travel on, as bytes; joined once."""
-        start = self._start
-        if not start:
-            start = self._start = b"".join((self.status_line, *self.lines))
-        return start
 
     @property
     def status_line(self) -> bytes:
@@ -231,7 +223,7 @@ class ResponseHead:
     def drop(self, names: frozenset[bytes]) -> None:
         """Take out fields by lower-case name."""
         self.lines = [line for line in self.lines if line[: line.index(b":")].lower() not in names]
-        self._start = b""
+        self.made = b""
 
 
 class BadResponse(Exception):  # noqa: N818

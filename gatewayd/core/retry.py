@@ -72,10 +72,6 @@ _TIMEOUTS: Final = frozenset(
 )
 
 
-def is_idempotent(method: str) -> bool:
-    return method in IDEMPOTENT
-
-
 def decide(
     *,
     attempt: int,

@@ -37,12 +37,12 @@ class Pool:
 
     __slots__ = (
         "_closed",
-        "_head",
-        "_head_read",
-        "_head_strip",
         "_idle",
         "address",
         "idle_s",
+        "known_head",
+        "known_read",
+        "known_strip",
         "local",
         "loop",
         "outbox",
@@ -62,23 +62,22 @@ class Pool:
         self.local = isinstance(address, UnixAddress)
         self.outbox = outbox or Outbox(loop)
         self._idle: list[UpstreamConnection] = []
-        self._head = b""  # the last one of an answer, how it was read, and what that gave
-        self._head_strip: frozenset[bytes] = frozenset()
-        self._head_read: ResponseHead | None = None
+        # The last head of an answer, how it was read, and what that gave: there is a Date in most,
+        # so within a second it comes again.
+        self.known_head = b""
+        self.known_strip: frozenset[bytes] = frozenset()
+        self.known_read: ResponseHead = None  # type: ignore[assignment]
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<Pool {self.address} [{len(self._idle)} idle]>"
 
-    def read_head(self, data: bytes, strip: frozenset[bytes], *, reuse: bool) -> ResponseHead:
-        """`read_response`, but that a head that comes again within its second (there is a Date in
-        most) is not read again. Without `reuse` the caller may change it. Raises BadResponse."""
-        read = self._head_read
-        if reuse and read is not None and data == self._head and strip is self._head_strip:
-            return read
+    def read_head(self, data: bytes, strip: frozenset[bytes], *, keep: bool) -> ResponseHead:
+        """`read_response`. With `keep` the caller does not change it, and it is the one that is
+        known from now on, if its body can be told from it alone. Raises BadResponse."""
         read = read_response(data, strip)
-        if reuse and (read.length >= 0 or read.chunked) and read.status not in _BODYLESS:
-            self._head, self._head_strip, self._head_read = data, strip, read
+        if keep and (read.length >= 0 or read.chunked) and read.status not in _BODYLESS:
+            self.known_head, self.known_strip, self.known_read = data, strip, read
         return read
 
     def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:

@@ -261,6 +261,18 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(reusable=left == 0 and not self.head.close)
 
     def _read_head(self, data: bytes) -> None:
+        pool = self.pool
+        known = pool.known_head
+        if (
+            data.startswith(known)
+            and not (self._heard or self._is_head or not known)
+            and (self._strip is pool.known_strip)
+        ):
+            self._heard = True
+            self.head = pool.known_read
+            self.status = self.head.status
+            self._start_body(data[len(known) :])
+            return
         self._heard = True
         if self._buffer:
             data = self._buffer + data
@@ -285,7 +297,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _parse_head(self, data: bytes) -> bool:
         try:
-            self.head = head = self.pool.read_head(data, self._strip, reuse=not self._is_head)
+            self.head = head = self.pool.read_head(data, self._strip, keep=not self._is_head)
         except BadResponse as error:
             self._fail(Failure.BROKEN, f"answered with {error}")
             return False
@@ -358,7 +370,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._write_body = self._write_rest = NOWHERE.send
         if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
-            self.resume_reading()
+            if self.reading_paused:
+                self.resume_reading()
             self.pool.put(self)
         else:
             self._close()

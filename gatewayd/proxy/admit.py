@@ -116,6 +116,5 @@ def of_verdict(verdict: Verdict) -> LocalReply | None:
     return replies.FORBIDDEN if verdict is Verdict.NO else replies.AUTH_UNAVAILABLE
 
 
+# Of a head that has passed them in the same world, only its size and limit are judged again.
 STEPS = (https, body_size, preflight, path, bucket, rate_limit, token, replica)
-# Of a head that has passed them in the same world.
-EACH_TIME = (body_size, rate_limit)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
-from gatewayd.core.retry import Fail, Failure, Sent, decide, is_idempotent
+from gatewayd.core.retry import IDEMPOTENT, Fail, Failure, Sent, decide
 from gatewayd.proxy.router_word import hear
 from gatewayd.proxy.steering import Steering
 from gatewayd.proxy.upload import NoRequestBody, RequestBody
@@ -101,7 +101,7 @@ class Course:
             attempt=exchange.attempts,
             failure=failure,
             sent=sent,
-            idempotent=is_idempotent(exchange.method),
+            idempotent=exchange.method in IDEMPOTENT,
             reused=reused,
             endpoints=len(served.upstream.endpoints),
         )

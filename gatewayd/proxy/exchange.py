@@ -43,46 +43,89 @@ class Exchange:
     """`closed_by` says who ended it first: `-` nobody (it ended whole), `client`, `upstream`,
     `gateway`. `length` is the request's Content-Length, 0 without a body, -1 when chunked."""
 
-    # Defaults of the class instead of slots: an exchange sets what it needs, and most need little.
-    head: RequestHead = None  # type: ignore[assignment]
-    host = ""
-    secure = False  # by HTTPS, with us or with a trusted proxy
-    request_id = b""
-    served: Served | None = None
-    length = 0
-    expects_continue = False
-    upgrade = b""
-    known: KnownHead | None = None  # its head has been here before
-    given_id = b""  # by a trusted proxy
-    rule_path = "/"
-    bucket: tuple[Rule, bytes] | None = None  # the limit it counts for
-    forwarded_lines = b""
-    running: Running | None = None
-    status = 0
-    replica = ""
-    via = "-"
-    token_name = ""
-    attempts = 0
-    bytes_in = 0
-    bytes_out = 0
-    first_byte_at = 0.0
-    demanded_ms = 0  # when it began, once it counts as demand
-    column = 0  # where it does
-    closed_by = "-"
+    # More than 30 attributes without slots would be a dict of 2 kB for each exchange.
+    __slots__ = (
+        "attempts",
+        "bucket",
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "close",
+        "closed_by",
+        "column",
+        "connection",
+        "demanded_ms",
+        "expects_continue",
+        "first_byte_at",
+        "forwarded_lines",
+        "given_id",
+        "head",
+        "host",
+        "http11",
+        "known",
+        "length",
+        "message",
+        "method",
+        "payload",
+        "replica",
+        "request_id",
+        "rule_path",
+        "running",
+        "secure",
+        "served",
+        "started_at",
+        "status",
+        "target",
+        "token_name",
+        "upgrade",
+        "upstream_target",
+        "via",
+    )
 
     def __init__(
         self, connection: ClientConnection, message: RawRequestMessage, payload: Payload
     ) -> None:
+        self._begin(connection, message, payload)
+        self.known: KnownHead | None = None  # its head has been here before
+        self.head: RequestHead = None  # type: ignore[assignment]
+        self.host = ""
+        self.secure = False  # by HTTPS, with us or with a trusted proxy
+        self.served: Served | None = None
+        self.target: str = message.path
+        self.upstream_target = self.target
+        self.client = connection.peer
+        self.http11 = message.version is HttpVersion11 or message.version == HttpVersion11
+        self.close = message.should_close or not self.http11
+        self.length = 0
+        self.request_id = b""
+        self.given_id = b""  # by a trusted proxy
+        self.rule_path = "/"
+        self.bucket: tuple[Rule, bytes] | None = None  # the limit it counts for
+        self.forwarded_lines = b""
+        self.token_name = ""
+
+    def _begin(
+        self, connection: ClientConnection, message: RawRequestMessage, payload: Payload
+    ) -> None:
+        """What is the same at the start of every exchange."""
         self.connection = connection
         self.message = message
         self.payload = payload
         self.method: str = message.method
-        self.target: str = message.path
-        self.upstream_target = self.target
-        self.http11 = message.version is HttpVersion11 or message.version == HttpVersion11
-        self.close = message.should_close or not self.http11
+        self.expects_continue = False
+        self.upgrade = b""
+        self.running: Running | None = None
+        self.status = 0
+        self.replica = ""
+        self.via = "-"
+        self.attempts = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte_at = 0.0
+        self.demanded_ms = 0  # when it began, once it counts as demand
+        self.column = 0  # where it does
+        self.closed_by = "-"
         self.started_at = time.monotonic()
-        self.client = connection.peer
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.host} {self.status or 'open'}>"

@@ -23,7 +23,13 @@ from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
 from gatewayd.proxy.upgrade import start_tunnel
-from gatewayd.proxy.upload import NO_REQUEST_BODY, BodyTooLargeError, NoRequestBody, RequestBody
+from gatewayd.proxy.upload import (
+    NO_REQUEST_BODY,
+    ArrivedBody,
+    BodyTooLargeError,
+    NoRequestBody,
+    RequestBody,
+)
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -39,6 +45,7 @@ class Forward:
     _connection: UpstreamConnection | None = None
     _connecting: asyncio.Task[None] | None = None
     _deadlines: Deadlines | None = None
+    _trusted_s = 0.0  # how long the attempt's connection may have been idle
     _over = False
     _responding = False
     _failure = ""  # of the last attempt
@@ -48,7 +55,9 @@ class Forward:
         self._exchange = exchange
         self._served = served
         self._body: RequestBody | NoRequestBody = NO_REQUEST_BODY
-        if exchange.length or served.router is not None:
+        if exchange.known is not None and exchange.length:
+            self._body = ArrivedBody(exchange)
+        elif exchange.length or served.router is not None:
             self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
         exchange.running = self
 
@@ -84,7 +93,7 @@ class Forward:
         exchange.replica = endpoint.replica
         plane.loads.add(endpoint.index)
         pool = plane.pool(endpoint)
-        trusted_s = trust_s(exchange, endpoint)
+        trusted_s = self._trusted_s = trust_s(exchange, endpoint)
         if course is not None and course.fresh:
             trusted_s = 0.0
         connection = pool.take(plane.loop.time() - trusted_s) if trusted_s else None
@@ -119,12 +128,13 @@ class Forward:
         except BodyTooLargeError:
             self._answer(replies.BODY_TOO_LARGE)
             return
+        is_last = not self._trusted_s
         connection.begin(
             self,
-            request_head(exchange, served, endpoint),
+            request_head(exchange, served, endpoint, is_last=is_last),
             body,
             is_head=exchange.method == "HEAD",
-            is_last=not trust_s(exchange, endpoint),
+            is_last=is_last,
             wants_upgrade=bool(exchange.upgrade),
             strip=served.strip_router_response if to_router else served.strip_response,
         )
@@ -145,7 +155,6 @@ class Forward:
     def response_started(self, connection: UpstreamConnection) -> BodyPath:
         exchange = self._exchange
         served = self._served
-        head = connection.head
         status = connection.status
         course = self._course
         if course is not None and course.to_router:
@@ -164,7 +173,7 @@ class Forward:
         if client.transport is None:
             connection.abort()
             return _NOWHERE
-        if head.chunked and not exchange.http11:
+        if not exchange.http11 and connection.head.chunked:
             self._drop_attempt(connection, Failure.BROKEN)
             return _NOWHERE
         self._responding = True
@@ -177,14 +186,13 @@ class Forward:
             return _NOWHERE
         if not exchange.payload.is_eof() or client.closing or client.draining:
             exchange.close = True
-        return response_head(exchange, served, connection, self._plane.date()), client
+        return response_head(exchange, served, connection, self._plane), client
 
     def first_byte(self) -> None:
         self._exchange.first_byte_at = time.monotonic()
 
     def response_ended(self, connection: UpstreamConnection) -> None:
-        exchange = self._exchange
-        exchange.bytes_out = connection.received
+        self._exchange.bytes_out = connection.received
         self._finish()
 
     def response_failed(
@@ -275,9 +283,9 @@ class Forward:
         self._release()
 
     def _release(self) -> None:
-        if self._endpoint is not None:
-            self._plane.loads.done(self._endpoint.index)
-            self._endpoint = None
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None:
+            self._plane.loads.done(endpoint.index)
 
     # --- the client's side
 

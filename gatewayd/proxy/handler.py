@@ -27,7 +27,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.holding import Holding
-from gatewayd.proxy.known import KnownHead, know
+from gatewayd.proxy.known import know
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
@@ -128,7 +128,8 @@ class Edge:
 
     def begin(self, exchange: Exchange) -> None:
         try:
-            reply = self._admit(exchange)
+            again = exchange.known is not None
+            reply = self._admit_again(exchange) if again else self._admit(exchange)
         except BadHead as error:
             reply = replies.bad_request(str(error))
         except Exception:
@@ -149,9 +150,6 @@ class Edge:
             self.forward(exchange, served)
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
-        known = exchange.known
-        if known is not None:
-            return self._admit_again(exchange, known)
         self._read_head(exchange)
         if self.challenges and (reply := self._challenge(exchange)):
             return reply
@@ -170,22 +168,15 @@ class Edge:
         connection.known = know(heard, exchange, self.world)
         return None
 
-    def _admit_again(self, exchange: Exchange, known: KnownHead) -> LocalReply | None:
+    def _admit_again(self, exchange: Exchange) -> LocalReply | None:
         """As before, but for what depends on the moment."""
-        exchange.request_id = known.request_id or self._new_id()
-        exchange.head = known.head
-        exchange.host = known.host
-        exchange.secure = known.secure
-        exchange.target = exchange.upstream_target = known.target
-        exchange.client = known.client
-        exchange.forwarded_lines = known.forwarded_lines
-        exchange.token_name = known.token_name
-        exchange.bucket = known.bucket
-        served = exchange.served = known.served
-        for step in admit.EACH_TIME:
-            if refusal := step(self, exchange, served):
-                return refusal
-        return None
+        served = exchange.served
+        assert served is not None
+        if not exchange.request_id:
+            exchange.request_id = self._new_id()
+        if exchange.length and (refusal := admit.body_size(self, exchange, served)):
+            return refusal
+        return admit.rate_limit(self, exchange, served)
 
     def challenge(self, answers: Mapping[str, str]) -> None:
         """What an authority of certificates is to be told from now on, by token."""
@@ -212,14 +203,16 @@ class Edge:
         if served.coming:
             Holding(self, exchange, served).start()
         else:
-            self.dispatch(exchange, served)
+            Forward(self.plane, exchange, served).start()
 
     def dispatch(self, exchange: Exchange, served: Served) -> None:
         Forward(self.plane, exchange, served).start()
 
     def ended(self, exchange: Exchange) -> None:
         now = time.monotonic()
-        self.meter(exchange).record(exchange, now)
+        served = exchange.served
+        meter = self.meters.nobody if served is None else served.meter
+        meter.record(exchange, now)
         if exchange.demanded_ms:
             self.demand.ended(exchange.column, exchange.demanded_ms, int(now * 1000))
         self.access_log.write(exchange, now)

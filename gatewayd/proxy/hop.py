@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import http2
-from gatewayd.core.headers import drop_prefixed
+from gatewayd.core.headers import ResponseHead, drop_prefixed
 from gatewayd.core.model import Endpoint, UnixAddress
-from gatewayd.core.retry import is_idempotent
+from gatewayd.core.retry import IDEMPOTENT
 from gatewayd.net.pool import POOL_IDLE_S
 from gatewayd.net.upstream import JOIN_SIZE, UpstreamConnection
 from gatewayd.proxy.served import response_headers
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
 
 # Between the bridge and the edge: how an attempt at a replica failed, and which replica it was.
@@ -25,9 +26,11 @@ FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
 REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
 
 
-def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> bytes:
-    """What the endpoint is sent before the body."""
-    head = exchange.head
+def request_head(
+    exchange: Exchange, served: Served, endpoint: Endpoint, *, is_last: bool = False
+) -> bytes:
+    """What the endpoint is sent before the body. `is_last`: nothing follows on its connection."""
+    noted = exchange.head.noted
     to_router = endpoint is served.router
     known = exchange.known
     if known is None:
@@ -36,27 +39,26 @@ def request_head(exchange: Exchange, served: Served, endpoint: Endpoint) -> byte
         start = known.to_router = known.to_router or _start(exchange, served, to_router=True)
     else:
         start = known.to_replica = known.to_replica or _start(exchange, served, to_router=False)
-    parts = [start]
-    if exchange.request_id:
-        parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
+    more = b""
     if to_router:
-        parts.append(served.router_lines)
+        more = served.router_lines
         if key := _routing_key(exchange, served):
-            parts.append(b"%b: %b\r\n" % (served.traits.routing_key_header, key))
-    elif served.forward_auth and (auth := head.noted.get(b"authorization")) is not None:
-        parts.append(b"Authorization: %b\r\n" % auth)
+            more += b"%b: %b\r\n" % (served.traits.routing_key_header, key)
+    elif served.forward_auth and (auth := noted.get(b"authorization")) is not None:
+        more = b"Authorization: %b\r\n" % auth
     if exchange.length > 0:
-        parts.append(b"Content-Length: %d\r\n" % exchange.length)
+        more += b"Content-Length: %d\r\n" % exchange.length
     elif exchange.length < 0:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
-    elif b"content-length" in head.noted:
-        parts.append(b"Content-Length: 0\r\n")
+        more += b"Transfer-Encoding: chunked\r\n"
+    elif b"content-length" in noted:
+        more += b"Content-Length: 0\r\n"
     if exchange.upgrade:
-        parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade)
-    elif not trust_s(exchange, endpoint):
-        parts.append(b"Connection: close\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        more += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade
+    elif is_last:
+        more += b"Connection: close\r\n"
+    if not exchange.request_id:
+        return b"%b%b\r\n" % (start, more)
+    return b"%bX-Request-Id: %b\r\n%b\r\n" % (start, exchange.request_id, more)
 
 
 def _start(exchange: Exchange, served: Served, *, to_router: bool) -> bytes:
@@ -88,10 +90,10 @@ def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
         return 0.0
     if endpoint.reuse_s:
         return endpoint.reuse_s
-    if is_idempotent(exchange.method) or (
+    if exchange.method in IDEMPOTENT or (
         isinstance(endpoint.address, UnixAddress)
-        and exchange.body_arrived
         and exchange.length <= JOIN_SIZE
+        and exchange.payload.is_eof()
     ):
         return POOL_IDLE_S
     return 0.0
@@ -123,35 +125,41 @@ def _routing_key(exchange: Exchange, served: Served) -> bytes:
 
 
 def response_head(
-    exchange: Exchange, served: Served, connection: UpstreamConnection, date: bytes
+    exchange: Exchange, served: Served, connection: UpstreamConnection, plane: Plane
 ) -> bytes:
     """What the client is sent before the body; decides `exchange.close` where the end of the
     body is the end of the connection."""
     head = connection.head
-    parts = [head.start]
-    if served.unsized_errors and connection.status >= 400 and head.length >= 0:
-        sizes = b"content-length:"
-        parts = [head.status_line, *(line for line in head.lines if line[:15].lower() != sizes)]
+    start = head.made or _response_start(head)
+    if head.length < 0:
+        bodyless = connection.status in (204, 304) or exchange.method == "HEAD"
+        if not head.chunked and not bodyless:
+            exchange.close = True
+    elif served.unsized_errors and connection.status >= 400:
+        sized = b"content-length:"
+        start = b"".join(line for line in start.splitlines(True) if line[:15].lower() != sized)
         exchange.close = True
+    more = b"" if head.has_date else b"Date: %b\r\n" % plane.date()
+    if served.cors is not None:
+        more += response_headers(served.cors, exchange.head.noted.get(b"origin"))
+    if served.hsts and exchange.secure:
+        more += served.hsts
+    if served.from_bridge or served.debug_headers:
+        more += b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode())
+    if exchange.close:
+        more += b"Connection: close\r\n"
+    return b"%bX-Request-Id: %b\r\n%b\r\n" % (start, exchange.request_id, more)
+
+
+def _response_start(head: ResponseHead) -> bytes:
+    """The part that is the same whenever a replica answers with the same head."""
+    parts = [head.status_line, *head.lines]
     if head.chunked:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    elif head.length < 0 and connection.status not in (204, 304) and exchange.method != "HEAD":
-        exchange.close = True
-    if not head.has_date:
-        parts.append(b"Date: %b\r\n" % date)
-    parts.append(b"X-Request-Id: %b\r\n" % exchange.request_id)
     if head.content_type[:17].lower() == b"text/event-stream":
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
-    if served.cors is not None:
-        parts.append(response_headers(served.cors, exchange.head.noted.get(b"origin")))
-    if served.hsts and exchange.secure:
-        parts.append(served.hsts)
-    if served.from_bridge or served.debug_headers:
-        parts.append(b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode()))
-    if exchange.close:
-        parts.append(b"Connection: close\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    head.made = start = b"".join(parts)
+    return start
 
 
 def switching_head(exchange: Exchange, connection: UpstreamConnection) -> bytes:

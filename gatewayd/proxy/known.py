@@ -30,6 +30,30 @@ _LENGTH: Final = re.compile(rb"\r\n(?i:content-length): ?([0-9]{1,15})\r\n")
 _MAX_DIGITS: Final = 15
 
 
+class KnownExchange(Exchange):
+    """An exchange whose head has been here before. Who it was admitted for is not asked again."""
+
+    __slots__ = ()
+
+    def __init__(self, connection: ClientConnection, known: KnownHead, body: bytes) -> None:
+        self._begin(connection, known.message, WholeBody(body) if body else NO_BODY)
+        self.known = known
+        self.head = known.head
+        self.host = known.host
+        self.secure = known.secure
+        self.served = known.served
+        self.target = self.upstream_target = known.target
+        self.client = known.client
+        self.http11 = True
+        self.close = False
+        self.length = len(body)
+        self.request_id = self.given_id = known.request_id
+        self.rule_path = "/"
+        self.bucket = known.bucket
+        self.forwarded_lines = known.forwarded_lines
+        self.token_name = known.token_name
+
+
 class KnownHead:
     """Valid in the world (snapshot) that it was admitted in, on its connection only."""
 
@@ -78,10 +102,7 @@ class KnownHead:
         body = self.body(data) if world is self.world else None
         if body is None:
             return None
-        exchange = Exchange(connection, self.message, WholeBody(body) if body else NO_BODY)
-        exchange.known = self
-        exchange.length = len(body)
-        return exchange
+        return KnownExchange(connection, self, body)
 
     def body(self, data: bytes) -> bytes | None:
         """The body, if `data` is this head with its whole body and nothing else; else None."""

@@ -181,9 +181,12 @@ class Served:
     def choose(self, plane: Plane, tried: frozenset[str] = _NONE) -> Endpoint | None:
         """The replica for one attempt; `tried` have failed this request. None without replicas."""
         live, upstream = self.live, self.upstream
+        endpoints = upstream.endpoints
+        if len(endpoints) == 1 and not live.ejections.out:
+            return endpoints[0]
         live.turn += 1
         return pick(
-            upstream.endpoints,
+            endpoints,
             plane.loads,
             balance=upstream.balance,
             salt=plane.chance.getrandbits(30) if upstream.balance == "random" else live.turn,

@@ -167,7 +167,7 @@ class TgiForward(Forward):
         head.lines = list(_STREAM_LINES)
         head.content_type = b"text/event-stream"
         head.chunked, head.close = exchange.http11, theirs.close
-        return response_head(exchange, self._served, connection, self._plane.date())
+        return response_head(exchange, self._served, connection, self._plane)
 
     # --- endings
 

@@ -156,6 +156,24 @@ class RequestBody:
         self.kept_size = 0
 
 
+class ArrivedBody(RequestBody):
+    """A body that came in one piece with its head, and so with its length."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._whole = exchange.payload.read_nowait()
+        self.kept = []
+        exchange.bytes_in += exchange.length
+
+    def plain(self) -> bytes | None:
+        return self._whole
+
+    def whole(self) -> bytes | None:
+        return self._whole
+
+    def close(self) -> None: ...
+
+
 class NoRequestBody:
     """Of the requests that have none, which are as good as sent."""
 

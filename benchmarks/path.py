@@ -1,0 +1,230 @@
+"""Microseconds that a request costs in this code alone: no kernel, no load generator, no noise.
+
+Owns: an edge as a worker composes it, between transports that only take bytes. Does not own: what
+a gateway costs on a machine (run.py), single decisions (micro.py).
+
+    python -m benchmarks.path [--only get,post,sse,connect] [--profile]
+
+`--profile` shows which functions the time goes to. Under callgrind the figure is instructions, and
+the same every time:
+
+    valgrind --tool=callgrind python -m benchmarks.path --only get --count 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import hashlib
+import pstats
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import uvloop
+
+from gatewayd.core.model import (
+    Endpoint,
+    Limits,
+    Log,
+    RateLimit,
+    Replica,
+    Service,
+    Token,
+    TokensAuth,
+    UnixAddress,
+    Upstream,
+)
+from gatewayd.core.snapshot import compile_snapshot
+from gatewayd.net.buckets import SharedStore
+from gatewayd.net.demand import DemandTable
+from gatewayd.net.loads import LoadTable
+from gatewayd.net.upstream import UpstreamConnection
+from gatewayd.proxy.accesslog import AccessLog
+from gatewayd.proxy.handler import Edge
+from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.server import EdgeServer
+
+TOKEN: Final = "bench-token-0123456789abcdef"  # noqa: S105
+HEAD: Final = (
+    "Host: bench.test\r\nAuthorization: Bearer bench-token-0123456789abcdef\r\n"
+    "User-Agent: path\r\nAccept: */*\r\n"
+).encode()
+BODY: Final = b"x" * 4096
+GET: Final = b"GET /small HTTP/1.1\r\n" + HEAD + b"\r\n"
+POST: Final = (
+    b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Type: application/json\r\n"
+    b"Content-Length: 4096\r\n\r\n" + BODY
+)
+FIELDS: Final = b"Server: bench\r\nContent-Type: application/json\r\n"
+SMALL: Final = b"HTTP/1.1 200 OK\r\n" + FIELDS + b"Content-Length: 120\r\n\r\n" + b"y" * 120
+ECHO: Final = b"HTTP/1.1 200 OK\r\n" + FIELDS + b"Content-Length: 2048\r\n\r\n" + b"y" * 2048
+STREAM: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+EVENT: Final = b"data: " + b"z" * 190 + b"\n\n"
+CHUNK: Final = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+
+
+class Transport:
+    """Takes everything at once."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 50000) if name == "peername" else None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Setting:
+    """As the benchmarks' gateway: tokens checked, a rate limited, metrics and access log on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loads = LoadTable.attach(LoadTable.create(2).fd, 2, 0)
+        buckets = SharedStore.attach(SharedStore.create().fd, alone=True)
+        demand = DemandTable.attach(DemandTable.create(2).fd, 0)
+        self.plane = Plane(loop, loads)
+        log = AccessLog(Log(access="/dev/null"))
+        self.edge = Edge(self.plane, Limits(), buckets, demand, log)
+        self.server = EdgeServer(self.edge, loop)
+        self.endpoint = Endpoint("a", UnixAddress("/nowhere"), 0, "a", 0.0)
+        service = Service(
+            "main",
+            "bench",
+            domains=("bench.test",),
+            replicas=(Replica("a", UnixAddress("/nowhere")),),
+            auth=True,
+            rate_limits=(RateLimit("/", 1e6, 1_000_000),),
+        )
+        upstream = Upstream((self.endpoint,), service.balance)
+        auth = TokensAuth((Token("b", hashlib.sha256(TOKEN.encode()).digest()),))
+        self.edge.apply(compile_snapshot(1, [service], {service.key: upstream}, auth=auth))
+
+    def failures(self) -> int:
+        codes = self.edge.meters.of("main/bench").totals.codes
+        return sum(codes.values()) - codes.get(200, 0)
+
+    def upstream(self) -> UpstreamConnection:
+        pool = self.plane.pool(self.endpoint)
+        connection = UpstreamConnection(pool)
+        connection.connection_made(cast(asyncio.Transport, Transport()))
+        pool.put(connection)
+        return connection
+
+
+def exchange(request: bytes, answer: bytes) -> Callable[[Setting], Callable[[], None]]:
+    def prepared(setting: Setting) -> Callable[[], None]:
+        upstream = setting.upstream()
+        client = setting.server()
+        client.connection_made(cast(asyncio.Transport, Transport()))
+        hear, receive, flush = (
+            upstream.data_received,
+            client.data_received,
+            setting.edge.outbox.flush,
+        )
+
+        def once() -> None:
+            receive(request)
+            flush()
+            hear(answer)
+            flush()
+
+        return once
+
+    return prepared
+
+
+def event(setting: Setting) -> Callable[[], None]:
+    upstream = setting.upstream()
+    client = setting.server()
+    client.connection_made(cast(asyncio.Transport, Transport()))
+    client.data_received(GET)
+    upstream.data_received(STREAM)
+
+    def once() -> None:
+        upstream.data_received(CHUNK)
+
+    return once
+
+
+def connect(setting: Setting) -> Callable[[], None]:
+    upstream = setting.upstream()
+    flush = setting.edge.outbox.flush
+    request = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    def once() -> None:
+        client = setting.server()
+        client.connection_made(cast(asyncio.Transport, Transport()))
+        client.data_received(request)
+        flush()
+        upstream.data_received(SMALL)
+        flush()
+        client.connection_lost(None)
+
+    return once
+
+
+FIGURES: Final = {
+    "get": exchange(GET, SMALL),
+    "post": exchange(POST, ECHO),
+    "sse": event,
+    "connect": connect,
+}
+
+
+async def measure(names: list[str], count: int, rounds: int, *, profile: bool) -> None:
+    setting = Setting(asyncio.get_running_loop())
+    for name in names:
+        once = FIGURES[name](setting)
+        for _ in range(1000):
+            once()
+        assert setting.failures() == 0
+        times = []
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+            gc.collect()
+            began = time.process_time()
+            for _ in range(count):
+                once()
+            times.append((time.process_time() - began) / count * 1e6)
+        print(f"{name:8} {min(times):8.2f} us  (median {sorted(times)[len(times) // 2]:.2f})")
+        if profile:
+            profiler = cProfile.Profile()
+            profiler.enable()
+            for _ in range(count):
+                once()
+            profiler.disable()
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(60)
+        await asyncio.sleep(0.3)  # the access log's thread empties its lines
+    setting.edge.access_log.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="a request without a kernel")
+    parser.add_argument("--only", default=",".join(FIGURES))
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    names = [name for name in options.only.split(",") if name in FIGURES]
+    if not names:
+        parser.error(f"--only takes {', '.join(FIGURES)}")
+    uvloop.run(measure(names, options.count, options.rounds, profile=options.profile))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
