@@ -50,9 +50,9 @@ from gatewayd.proxy.server import EdgeServer
 
 TOKEN: Final = "bench-token-0123456789abcdef"  # noqa: S105
 HEAD: Final = (
-    "Host: bench.test\r\nAuthorization: Bearer bench-token-0123456789abcdef\r\n"
-    "User-Agent: path\r\nAccept: */*\r\n"
-).encode()
+    b"Host: bench.test\r\nAuthorization: Bearer bench-token-0123456789abcdef\r\n"
+    b"User-Agent: path\r\nAccept: */*\r\n"
+)
 BODY: Final = b"x" * 4096
 GET: Final = b"GET /small HTTP/1.1\r\n" + HEAD + b"\r\n"
 POST: Final = (
@@ -147,6 +147,25 @@ def exchange(request: bytes, answer: bytes) -> Callable[[Setting], Callable[[], 
     return prepared
 
 
+def post_in_two(setting: Setting) -> Callable[[], None]:
+    """As the clients of Python send it: the head, then the body."""
+    upstream = setting.upstream()
+    client = setting.server()
+    client.connection_made(cast(asyncio.Transport, Transport()))
+    flush = setting.edge.outbox.flush
+    size = POST.index(b"\r\n\r\n") + 4
+    head, body = POST[:size], POST[size:]
+
+    def once() -> None:
+        client.data_received(head)
+        client.data_received(body)
+        flush()
+        upstream.data_received(ECHO)
+        flush()
+
+    return once
+
+
 def event(setting: Setting) -> Callable[[], None]:
     upstream = setting.upstream()
     client = setting.server()
@@ -180,6 +199,7 @@ def connect(setting: Setting) -> Callable[[], None]:
 FIGURES: Final = {
     "get": exchange(GET, SMALL),
     "post": exchange(POST, ECHO),
+    "post-in-two": post_in_two,
     "sse": event,
     "connect": connect,
 }

@@ -210,9 +210,12 @@ async def open_unix(path: Path | str) -> Wire:
     return Wire(*await soon(asyncio.open_unix_connection(path, limit=1 << 18)))
 
 
-async def open_tcp(port: int, *, receive_buffer: int | None = None) -> Wire:
+async def open_tcp(
+    port: int, *, receive_buffer: int | None = None, local: str = "127.0.0.1"
+) -> Wire:
     sock = socket.socket()
     sock.setblocking(False)
+    sock.bind((local, 0))
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     try:

@@ -47,7 +47,7 @@ _ENDED: Final = b"0\r\n\r\n"
 class RouterConnection(ClientConnection):
     """`held` is the question that is open on it; `_left` what has not come of its body."""
 
-    __slots__ = ("_early", "_left", "_port", "held")
+    __slots__ = ("_begun", "_left", "_port", "held")
 
     def __init__(
         self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
@@ -56,7 +56,7 @@ class RouterConnection(ClientConnection):
         self._port = cast("PortHandler", handler)
         self.held: Claim | None = None
         self._left = 0
-        self._early = b""  # of a head that has not come whole
+        self._begun = b""  # of a head that has not come whole
 
     def data_received(self, data: bytes) -> None:
         if self.held is not None:
@@ -68,15 +68,15 @@ class RouterConnection(ClientConnection):
 
     def _is_question(self, data: bytes) -> bool:
         """Whether it has been dealt with here."""
-        if not self._early and (self._head_since or not data):
+        if not self._begun and (self._head_since or not data):
             return False  # of a head that the parser has begun to read
-        early, self._early = self._early, b""
+        early, self._begun = self._begun, b""
         data = early + data
         if data[:5] != _POST[: len(data)]:
             return bool(early) and self._pass_on(data)
         end = data.find(_HEAD_END)
         if end < 0 and len(data) < _HEAD_SIZE:
-            self._early = data
+            self._begun = data
             self._head_since = self._head_since or self._loop.time()
             return True
         head = data[: end + 2]

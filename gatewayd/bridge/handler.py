@@ -23,6 +23,7 @@ from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.hop import FAILURE_FIELD
+from gatewayd.proxy.known import KnownHeads
 from gatewayd.proxy.observe import Meter
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.served import Live, Served
@@ -50,7 +51,9 @@ class PortHandler:
     def __init__(self, plane: Plane, claims: Claims, peers: Peers, port: BridgePort) -> None:
         self.limits = LIMITS
         self.draining = False
-        self.world: object = None  # heads are not known again: a router gives each an id of its own
+        # Heads are not known again: a router gives each an id of its own.
+        self.world: object = None
+        self.heads = KnownHeads()
         self._plane = plane
         self.outbox = plane.outbox
         self._claims = claims

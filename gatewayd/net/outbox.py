@@ -36,11 +36,12 @@ class Outbox:
 
     def put(self, write: Write, data: bytes) -> None:
         waiting = self._waiting
+        is_first = not waiting
         waiting.append((write, data))
         self._size += len(data)
         if self._size > _MAX_WAITING:
             self.flush()
-        elif len(waiting) == 1:
+        elif is_first:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:

@@ -9,15 +9,15 @@ A body is handed on as it was read, chunk framing included; it is parsed only to
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from httptools import HttpParserError, HttpResponseParser
 
 from gatewayd.core.chunks import upto_last_chunk
 from gatewayd.core.headers import BadResponse, ResponseHead
 from gatewayd.core.retry import Failure
+from gatewayd.net.flow import Flow
 from gatewayd.net.sink import NOWHERE, Sink
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Flow):
     """One connection to a replica or a router; carries one exchange at a time.
 
     `received` counts body bytes as they came, `request_done` is set by the sender after the
@@ -44,7 +44,6 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_complete",
-        "_drained",
         "_heard",
         "_is_head",
         "_is_last",
@@ -52,7 +51,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_messages",
         "_parser",
         "_remaining",
-        "_resume",
         "_sink",
         "_strip",
         "_wants_upgrade",
@@ -61,27 +59,22 @@ class UpstreamConnection(asyncio.Protocol):
         "head",
         "idle_since",
         "pool",
-        "reading_paused",
         "received",
         "request_done",
         "reused",
         "state",
         "status",
-        "transport",
         "unread",
-        "writing_paused",
     )
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__()
         self.pool = pool
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.state = IDLE
         self.reused = False
         self.idle_since = 0.0
         self.request_done = False
         self.unread = False
-        self.writing_paused = False
-        self.reading_paused = False
         self.received = 0
         self.status = 0
         self.head: ResponseHead = None  # type: ignore[assignment]
@@ -99,8 +92,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._write_body: Callable[[bytes], None] = NOWHERE.send
         self._write_rest: Callable[[bytes], None] = NOWHERE.send
         self._lead = b""
-        self._resume: Callable[[], None] = _nothing
-        self._drained: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         name = ("idle", "head", "length", "chunked", "until-eof", "tunnel", "closed")[self.state]
@@ -141,22 +132,6 @@ class UpstreamConnection(asyncio.Protocol):
         """A piece of a request body that still arrives, or of a tunnel."""
         self.transport.write(data)
 
-    async def drained(self) -> None:
-        """Returns when the connection takes bytes again, or is gone."""
-        if self.writing_paused and self.state != CLOSED:
-            self._drained = self.pool.loop.create_future()
-            await self._drained
-
-    def pause_reading(self) -> None:
-        if not self.reading_paused and self.state != CLOSED:
-            self.reading_paused = True
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.reading_paused and self.state != CLOSED:
-            self.reading_paused = False
-            self.transport.resume_reading()
-
     def abort(self) -> None:
         """Drop the connection at once, telling nobody: the replica stops generating."""
         self._sink = None
@@ -173,16 +148,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports implement asyncio.Transport without inheriting from it.
-        self.transport = cast(asyncio.Transport, transport)
-
     def connection_lost(self, exc: Exception | None) -> None:
         state = self.state
         if state == IDLE:
             self.pool.forget(self)
-        self.state = CLOSED
-        self._wake()
+        self._gone()
         if state == UNTIL_EOF and exc is None:
             self._end(reusable=False)
         elif state == HEAD:
@@ -196,14 +166,6 @@ class UpstreamConnection(asyncio.Protocol):
         elif state == TUNNEL and self._sink is not None:
             sink, self._sink = self._sink, None
             sink.tunnel_closed(self)
-
-    def pause_writing(self) -> None:
-        self.writing_paused = True
-
-    def resume_writing(self) -> None:
-        self.writing_paused = False
-        self._wake()
-        self._resume()
 
     def data_received(self, data: bytes) -> None:
         state = self.state
@@ -388,15 +350,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = None
         self._write_body = self._write_rest = NOWHERE.send
         if self.state != CLOSED:
-            self.state = CLOSED
-            self._wake()
+            self._gone()
             self.pool.outbox.flush()  # what it was sent is to have been sent
             self.transport.abort()
 
-    def _wake(self) -> None:
-        waiter, self._drained = self._drained, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _gone(self) -> None:
+        self.state = CLOSED
+        self.closed = True
+        self._wake()
 
     # --- httptools' callbacks; no on_body, so a body costs no call per chunk
 
@@ -405,7 +366,3 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-
-
-def _nothing() -> None:
-    """Nobody waits to write."""

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.15
 _MAX_LINES: Final = 50_000  # waiting for a reader that does not read
 _MILLISECONDS: Final = tuple(f".{ms:03d}Z" for ms in range(1000))
+_BELOW_A_SECOND: Final = tuple(f"0.{ms:03d}" for ms in range(1000))
 _PIPE_CHUNK: Final = 4096  # PIPE_BUF: what several workers write to one pipe whole
 
 
@@ -82,7 +83,9 @@ class AccessLog:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = self._stamp + _MILLISECONDS[int((wall - second) * 1000)]
-        self._lines.append(self._format(exchange, now, stamp))
+        # Made before the list is looked up: the thread may take that away meanwhile.
+        line = self._format(exchange, now, stamp)
+        self._lines.append(line)
         if len(self._lines) == 1:
             self._news.set()
 
@@ -159,17 +162,26 @@ def _blocks(lines: list[str], *, whole: bool) -> list[bytes]:
 
 def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     started = exchange.started_at
-    first = f"{exchange.first_byte_at - started:.3f}" if exchange.first_byte_at else "-"
-    path = exchange.target.partition("?")[0]
+    first = _seconds(exchange.first_byte_at - started) if exchange.first_byte_at else "-"
+    path = exchange.target
+    if "?" in path:
+        path = path.partition("?")[0]
     if '"' in path:
         path = path.replace('"', "%22")
     return (
         f"{stamp} {exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
         f'{exchange.via} "{exchange.method} {path}" {exchange.status} {exchange.bytes_in} '
-        f"{exchange.bytes_out} {first} {now - started:.3f} {exchange.closed_by} "
+        f"{exchange.bytes_out} {first} {_seconds(now - started)} {exchange.closed_by} "
         f"{exchange.request_id.decode('latin-1')}"
         f"{' ' + exchange.token_name if exchange.token_name else ''}\n"
     )
+
+
+def _seconds(seconds: float) -> str:
+    """With three decimals. Most answers take less than a second, and formatting that costs more
+    than all else in the line."""
+    milliseconds = int(seconds * 1000 + 0.5)
+    return _BELOW_A_SECOND[milliseconds] if 0 <= milliseconds < 1000 else f"{seconds:.3f}"
 
 
 def _json_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:

@@ -1,7 +1,8 @@
 """Client connections: aiohttp parses, limits and terminates; requests run one after another.
 
 Owns: the order of requests on a connection, keep-alive, lingering close, head and idle bounds,
-the connection's part of a tunnel. Does not own: what a request means (handler).
+the connection's part of a tunnel. Does not own: how bytes become requests (hearing), what a request
+means (handler).
 
 `RequestHandler` normally runs a task per connection and one per request. Here a request is
 handed on from `data_received` itself, which costs a third; the parser, its limits, its flow
@@ -18,84 +19,54 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestHandler
 
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.net.unsent import unsent
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
-from gatewayd.proxy.known import KnownHead
-from gatewayd.proxy.malformed import refusal_of
-from gatewayd.proxy.parser import one_by_one
+from gatewayd.proxy.hearing import Hearing
 from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
-_HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
-_HEAD_END: Final = b"\r\n\r\n"
+_EARLY_S: Final = 0.5  # how long the body of a known head is waited for
 _LINGER_S: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
 _LINGER_SIZE: Final = 64 * 1024 * 1024
 
 
-class ClientConnection(RequestHandler):
+class ClientConnection(Hearing):
     """One client. At most one exchange runs; what comes behind it waits as raw bytes."""
-
-    secure = False  # whether the client speaks HTTPS with us
 
     __slots__ = (
         "_advancing",
         "_counted",
-        "_handler",
-        "_head_since",
-        "_head_size",
-        "_held",
-        "_held_size",
         "_idle_since",
         "_linger_until",
         "_lingered",
-        "_parser_empty",
-        "_parser_holds",
         "_peers",
         "_stalled_at",
         "_stalled_since",
         "_tunnel",
         "closing",
-        "exchange",
         "forwarded_lines",
-        "heard",
         "host",
-        "known",
-        "peer",
         "raw_host",
     )
 
     def __init__(
         self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
     ) -> None:
-        super().__init__(server, **kwargs)
-        self._parser = one_by_one(self)
-        self._handler = handler
+        super().__init__(server, handler, **kwargs)
         self._peers = peers
         self._counted = False
-        self.exchange: Exchange | None = None
-        self.peer = ""
         self.raw_host = b""  # of the last request, with what follows from it
         self.host = ""
         self.forwarded_lines = b""
-        self.heard = b""  # the head of the next request, where that is known
-        self.known: KnownHead | None = None
         self.closing = False  # no further request is read on this connection
         self._advancing = False
-        self._held: list[bytes] = []
-        self._held_size = 0
-        self._parser_empty = True  # surely; once it had a part of a message we no longer know
-        self._parser_holds = False  # perhaps: bytes behind the last message
-        self._head_since = 0.0
-        self._head_size = 0
         self._idle_since = self._loop.time()
         self._linger_until = 0.0
         self._lingered = 0
@@ -121,6 +92,8 @@ class ClientConnection(RequestHandler):
         manager = self._manager
         if manager is None:
             return
+        if self._early:
+            self._hear(self._take_early())  # it was a request, if not a whole one
         self.closing = True
         if self._counted:
             self._peers.leave(self.peer)
@@ -159,13 +132,18 @@ class ClientConnection(RequestHandler):
             if data:
                 self._hold(data)
             return
-        known = self.known
-        if known is not None and exchange is None and self._parser_empty and not self._paused:
-            exchange = self.exchange = known.again(self, data, self._handler.world)
+        if self._early and not (data := self._with_early(data)):
+            return
+        if exchange is None and self._parser_empty and not self._paused:
+            exchange = self.exchange = self._recognised(data)
             if exchange is not None:
                 self._handler.begin(exchange)
                 return
-            self.known = None
+            if self._early:
+                return
+        self._hear(data)
+
+    def _hear(self, data: bytes) -> None:
         self._feed(data)
         if self.exchange is None:
             self._advance()
@@ -189,38 +167,6 @@ class ClientConnection(RequestHandler):
             self.exchange.running.client_resumed()
 
     # --- requests in order
-
-    def _feed(self, data: bytes) -> None:
-        assert self._parser is not None
-        try:
-            messages, _, _ = self._parser.feed_data(data)
-        except HttpProcessingError as error:
-            self._refuse(refusal_of(error, self._handler.limits))
-            return
-        limits = self._handler.limits
-        if messages:
-            # What the parser held was not counted, but a head that came alone fits without adding.
-            if self._parser_holds or self._head_size + len(data) > limits.header_size:
-                size = sum(len(n) + len(v) + 4 for n, v in messages[0][0].raw_headers)
-                if size > limits.header_size:
-                    self._refuse(replies.HEAD_TOO_LARGE)
-                    return
-            self._messages.extend(messages)
-            self._head_since = 0.0
-            self._head_size = 0
-            if self._parser_empty:
-                payload = messages[0][1]
-                end = data.find(_HEAD_END) + 4
-                self._parser_empty = payload.is_eof() and end + payload.total_bytes == len(data)
-                self.heard = data[:end]
-            self._parser_holds = not self._parser_empty
-        elif self.exchange is None:
-            self._parser_holds = self._parser_empty = False
-            if data and not self._head_since:
-                self._head_since = self._loop.time()
-            self._head_size += len(data)
-            if self._head_size > limits.header_size + limits.request_line_size:
-                self._refuse(replies.HEAD_TOO_LARGE)
 
     def _advance(self) -> None:
         """Start the next request unless one runs, or the client does not take answers."""
@@ -261,15 +207,10 @@ class ClientConnection(RequestHandler):
             self.finish(lingering=bool(unread))
             return
         self._idle_since = self._loop.time()
+        if self._parser_holds:
+            self._parsed(exchange)
         if self._messages or self._held or self._parser_holds:
             self._advance()
-
-    def _hold(self, data: bytes) -> None:
-        if data:
-            self._held.append(data)
-            self._held_size += len(data)
-        if self._held_size > _HOLD_SIZE and not self._buffer_paused:
-            self._pause_reading_for_buffer()
 
     def _refuse(self, reply: LocalReply) -> None:
         exchange = self.exchange
@@ -305,6 +246,7 @@ class ClientConnection(RequestHandler):
         if transport is None:
             return
         self._held.clear()
+        self._early.clear()
         self._messages.clear()
         self._linger_until = self._loop.time() + _LINGER_S
         self._handler.outbox.flush()
@@ -344,7 +286,10 @@ class ClientConnection(RequestHandler):
         elif self._paused:
             self._sweep_stalled(now, limits.write_timeout)
         elif self.exchange is None:
-            if self._head_since:
+            if self._early:
+                if now - self._early_since > _EARLY_S:  # it comes slowly, as any other request may
+                    self._hear(self._take_early())
+            elif self._head_since:
                 if now - self._head_since > limits.header_timeout:
                     self._refuse(replies.HEAD_TIMEOUT)
             elif now - self._idle_since > limits.keepalive_timeout:
@@ -389,7 +334,8 @@ class ClientConnection(RequestHandler):
 
     @property
     def idle(self) -> bool:
-        return self.exchange is None and not self._head_since and not self._messages
+        waiting = self._head_since or self._early or self._messages
+        return self.exchange is None and not waiting
 
     @property
     def idle_since(self) -> float:

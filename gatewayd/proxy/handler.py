@@ -27,7 +27,7 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.holding import Holding
-from gatewayd.proxy.known import know
+from gatewayd.proxy.known import KnownHeads, know
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
@@ -69,6 +69,7 @@ class Edge:
         self.draining = False
         self.changed = asyncio.Event()  # set, and another one, with the next snapshot
         self.world = object()  # another whenever the same head may mean something else
+        self.heads = KnownHeads()
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
         self.no_token = replies.UNAUTHENTICATED  # what is told who brings none
@@ -165,7 +166,9 @@ class Edge:
                 return refusal
         connection = exchange.connection
         heard, connection.heard = connection.heard, b""
-        connection.known = know(heard, exchange, self.world)
+        known = connection.known = know(heard, exchange, self.world)
+        if known is not None:
+            self.heads.keep(known, connection)
         return None
 
     def _admit_again(self, exchange: Exchange) -> LocalReply | None:

@@ -14,6 +14,7 @@ from gatewayd.net.outbox import Outbox
 if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
+    from gatewayd.proxy.known import KnownHeads
 
 
 class Handler(Protocol):
@@ -22,6 +23,7 @@ class Handler(Protocol):
     limits: Limits
     draining: bool
     world: object  # what a head meant, it means as long as this is the same
+    heads: KnownHeads
     outbox: Outbox
 
     def begin(self, exchange: Exchange) -> None: ...

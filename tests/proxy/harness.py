@@ -171,8 +171,10 @@ class Gateway:
 
     # --- clients
 
-    async def client(self, port: int = 0, *, receive_buffer: int | None = None) -> Wire:
-        wire = await open_tcp(port or self.port, receive_buffer=receive_buffer)
+    async def client(
+        self, port: int = 0, *, receive_buffer: int | None = None, local: str = "127.0.0.1"
+    ) -> Wire:
+        wire = await open_tcp(port or self.port, receive_buffer=receive_buffer, local=local)
         self.clients.append(wire)
         return wire
 

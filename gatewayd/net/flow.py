@@ -1,0 +1,61 @@
+"""Back-pressure of one connection, both ways.
+
+Owns: pausing, and waiting until bytes are taken again. Does not own: what is read and written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+
+class Flow(asyncio.Protocol):
+    """`writing_paused`: the peer is slow. `reading_paused`: we are."""
+
+    __slots__ = ("_drained", "_resume", "closed", "reading_paused", "transport", "writing_paused")
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.closed = False
+        self.writing_paused = False
+        self.reading_paused = False
+        self._resume: Callable[[], None] = nothing
+        self._drained: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports implement asyncio.Transport without inheriting from it.
+        self.transport = cast(asyncio.Transport, transport)
+
+    async def drained(self) -> None:
+        """Returns when the connection takes bytes again, or is gone."""
+        if self.writing_paused and not self.closed:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def pause_reading(self) -> None:
+        if not self.reading_paused and not self.closed:
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.reading_paused and not self.closed:
+            self.reading_paused = False
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        self._wake()
+        self._resume()
+
+    def _wake(self) -> None:
+        waiter, self._drained = self._drained, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def nothing() -> None:
+    """Nobody waits to write."""
