@@ -22,6 +22,7 @@ from gatewayd.core.packing import PackedSnapshot, Unpacker
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
+from gatewayd.net.tls_groups import limit_groups
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.peers import PeerCounts
@@ -48,6 +49,8 @@ class WorkerRole:
             (socket.socket(fileno=fd), listener.tls)
             for fd, listener in zip(fds[2:], configure.listeners, strict=True)
         ]
+        if any(listener.tls for listener in configure.listeners):
+            limit_groups()
         buckets = SharedStore.attach(fds[0], alone=configure.slots <= 2)  # one worker, the bridge
         demand = DemandTable.attach(fds[1], configure.slot)
         self._edge = Edge(plane, configure.limits, buckets, demand, AccessLog(configure.log))

@@ -124,6 +124,9 @@ async def s_client(secure: Secure, *options: str, said: bytes = b"") -> tuple[in
         ("-servername chat.gw.test -tls1_2 -cipher ECDHE-ECDSA-CHACHA20-POLY1305:"
          "ECDHE-ECDSA-AES128-GCM-SHA256", ["Cipher is ECDHE-ECDSA-CHACHA20-POLY1305"]),
         ("-servername chat.gw.test -groups P-256", ["Server Temp Key: ECDH, prime256v1"]),
+        ("-servername chat.gw.test -groups ffdhe8192:X448:P-384",
+         ["Server Temp Key: ECDH, secp384r1"]),
+        ("-servername chat.gw.test -groups P-521:X25519", ["Server Temp Key: X25519"]),
         ("-servername chat.gw.test -alpn h2,http/1.1", ["ALPN protocol: http/1.1"]),
         ("-servername chat.gw.test -alpn h2", ["No ALPN negotiated", "Verify return code: 0"]),
     ],
@@ -143,6 +146,8 @@ async def test_a_handshake(secure: Secure, options: str, expected: list[str]) ->
         ("-noservername", "unrecognized name"),
         ("-servername chat.gw.test -tls1_1 -cipher DEFAULT@SECLEVEL=0", "protocol version"),
         ("-servername chat.gw.test -tls1_2 -cipher AES256-SHA@SECLEVEL=0", "handshake failure"),
+        ("-servername chat.gw.test -groups ffdhe8192", "handshake failure"),
+        ("-servername chat.gw.test -groups P-521 -tls1_2", "handshake failure"),
         ("-servername chat.gw.test -tls1_2 -cipher ECDHE-ECDSA-AES128-SHA", "handshake failure"),
     ],
 )
