@@ -23,7 +23,8 @@ FORWARDS: Final = "gatewayd: ssh forwards"
 its forwards. To connect would do as well, but then the replica is connected to."""
 
 # Neither part may be taken for an option of ssh, nor for more than a word by a shell.
-USER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+# Users of a directory are written `name@realm` or `REALM\name`.
+USER: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.+@\\-]*[A-Za-z0-9_.+-])?"
 HOST: Final = r"[A-Za-z0-9_\[:][A-Za-z0-9_.:%\]-]*"
 
 CONNECT_TIMEOUT_S: Final = 10

@@ -73,10 +73,21 @@ def test_percent_signs_and_colons_of_paths_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["-oProxyCommand=x@h", "u@-h", "u@h x", "u@$(x)", "u@h;x", "u@`x`"]
+    "text",
+    ["-oProxyCommand=x@h", "u@-h", "u@h x", "u@$(x)", "u@h;x", "u@`x`", "@h", "u\\@h", "u@@h", "u"],
 )
 def test_what_is_no_destination(text: str) -> None:
     assert re.fullmatch(f"{USER}@{HOST}", text) is None
+
+
+@pytest.mark.parametrize("user", ["ubuntu", "john.doe", "john@corp.example", "CORP\\john", "a+b-c"])
+def test_users_of_directories(user: str) -> None:
+    hop = SshHop(f"{user}@10.0.0.9", 22, None)
+    assert re.fullmatch(f"{USER}@{HOST}", hop.destination)
+    argv = command(SshTunnel((hop, hop), 80), "/run/a", Identities((None, None)))
+    inner = shlex.split(option(argv, "ProxyCommand"))
+    for words in (list(argv), inner):
+        assert words[-6:] == ["-p", "22", "-l", user, "--", "10.0.0.9"]
 
 
 def test_words_are_sshs_own_once_each() -> None:
