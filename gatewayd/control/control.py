@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import Final
 
 from gatewayd.config.model import Config
 from gatewayd.control.parts import Parts
@@ -31,6 +32,8 @@ from gatewayd.net.handover import Inherited
 from gatewayd.net.notify import Notifier
 
 _log = logging.getLogger(__name__)
+
+_LAST_CHANGES_S: Final = 20.0
 
 
 class Control:
@@ -207,9 +210,13 @@ class Control:
             self.notifier.stopping()
             await self.succession.aclose()
         if self._started or (self.predecessor is not None and self._built):
+            config = self.parts.reloader.config
+            if not taken:
+                # Who registers takes a cut for a refusal, and a certificate needs the workers.
+                last = min(config.drain_timeout, _LAST_CHANGES_S)
+                await self.parts.custody.changes_end(last, self._stop_now)
             self.parts.status.draining = True
             self.sockets.close_public()
-            config = self.parts.reloader.config
             timeout = config.upgrade_drain_timeout if taken else config.drain_timeout
             _log.info("stopping: draining for at most %g s", timeout)
             await self.parts.workers.drain(timeout, self._stop_now)

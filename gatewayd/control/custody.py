@@ -6,6 +6,7 @@ successor reads. Does not own: the conversation with either (control.succession)
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.control.demands import Demands
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # it takes long to import: see control.admin
 
 _SURVIVOR_GRACE_S: Final = 5.0
 _LAST_CALLS_S: Final = 20.0
+_LAST_CHANGES_S: Final = 45.0  # longer than a registration waits for its certificate
 
 
 class Custody:
@@ -53,10 +55,23 @@ class Custody:
         self.record()
         self._demands.predecessors_gone()
 
+    async def changes_end(self, timeout: float, stop: asyncio.Event) -> None:
+        """Nobody's registration is cut, for at most `timeout` seconds or until `stop`."""
+        if self.admin is None:
+            return
+        ended = asyncio.create_task(self.admin.changes_end(timeout), name="last changes")
+        told = asyncio.create_task(stop.wait(), name="end the last changes")
+        try:
+            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            told.cancel()
+            await asyncio.gather(ended, told, return_exceptions=True)
+
     async def give_away(self) -> None:
         """What was asked is answered, everything is written, and nothing changes any more."""
         if self.admin is not None:
-            await self.admin.pause(_LAST_CALLS_S)
+            await self.admin.pause(_LAST_CALLS_S, changes=_LAST_CHANGES_S)
         await self._keeper.aclose()
         await self._demands.give_away()
         self.record(ours_alone=True)  # survivors drain by themselves, and have been told

@@ -252,7 +252,8 @@ class Succession:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await successor.says("state?")
-                await self._holding.freeze()
+            await self._holding.freeze()  # waits for calls: that is no fault of the successor's
+            async with asyncio.timeout(READY_TIMEOUT_S):
                 successor.say("state")
                 await successor.says("ready")
             self._state_dir.release()  # it has the lock itself: a later one need not wait for us

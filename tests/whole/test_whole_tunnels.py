@@ -176,6 +176,44 @@ async def test_a_killed_control_leaves_no_ssh_and_its_successor_opens_all_again(
         assert len(ssh_processes(str(home))) == 2
 
 
+async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
+    home: Path, server: SshServer, replica: Replica
+) -> None:
+    """Who registers replicas takes a cut connection for a refusal, and ends the replica."""
+    gate = asyncio.Event()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        there = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer))
+
+    slow = await asyncio.start_server(slowly, "127.0.0.1", 0)
+    port = slow.sockets[0].getsockname()[1]
+    async with slow, Gateway(home) as gateway:
+        await gateway.change("register", registration(server))
+        body = over_ssh(server, replica.port) | {"ssh_head_proxy": None, "ssh_port": port}
+        path = f"{SERVICES}/run/replicas/register"
+        call = asyncio.create_task(gateway.call("POST", path, body))
+        await eventually(lambda: bool(ssh_processes(str(home))), 10, "ssh connects")
+        gateway.signal(signal.SIGTERM)
+        await eventually(lambda: "answered first" in gateway.read_log(), 10, "it is told to stop")
+        gate.set()
+        assert await call == (200, {"status": "ok"})
+        assert await gateway.exited() == 0
+        await gateway.close_admin()
+        await gateway.spawn()
+        await gateway.until_ready()
+        _, listed = await gateway.call("GET", "/api/services/list")
+        assert listed["services"][0]["replicas"] == [{"id": "a"}]
+
+
 async def test_what_ssh_says_is_what_the_registry_answers(
     home: Path, server: SshServer, replica: Replica
 ) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 from aiohttp import web
@@ -39,7 +40,8 @@ class AdminServer:
         self._served: list[tuple[Make, socket.socket]] = []
         self._runners: list[web.AppRunner] = []
         self._running = 0
-        self._idle = asyncio.Event()
+        self._changes = 0  # of those: what a control plane asks, and takes a cut for a refusal
+        self._ended = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<AdminServer {len(self._runners)} addresses, {self._running} calls run>"
@@ -77,17 +79,29 @@ class AdminServer:
     def paused(self) -> bool:
         return bool(self._served) and not self._runners
 
-    async def pause(self, timeout: float) -> None:
-        """Accept nothing more: calls wait in the sockets' queues. What runs is answered, within
-        `timeout`."""
+    async def changes_end(self, timeout: float) -> None:
+        """Returns when no change is being made, or after `timeout`. Waiting for a replica to drain
+        is none."""
+        if self._changes:
+            _log.info("%d calls of the admin address are answered first", self._changes)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._changes:
+                    self._ended.clear()
+                    await self._ended.wait()
+
+    async def pause(self, timeout: float, *, changes: float) -> None:
+        """Accept nothing more: calls wait in the sockets' queues. What runs is answered, changes
+        within `changes` seconds and the rest within `timeout` more."""
         for runner in self._runners:
             for site in list(runner.sites):
                 await site.stop()
+        await self.changes_end(changes)
         try:
             async with asyncio.timeout(timeout):
                 while self._running:
-                    self._idle.clear()
-                    await self._idle.wait()
+                    self._ended.clear()
+                    await self._ended.wait()
         except TimeoutError:
             _log.warning("%d calls of the admin address did not end and are cut", self._running)
         await self.aclose()
@@ -115,10 +129,12 @@ class AdminServer:
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
+        change = request.method == "POST" and not request.path.endswith("/drain")
         self._running += 1
+        self._changes += change
         try:
             return await handler(request)
         finally:
             self._running -= 1
-            if not self._running:
-                self._idle.set()
+            self._changes -= change
+            self._ended.set()
