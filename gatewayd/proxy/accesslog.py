@@ -162,7 +162,12 @@ def _blocks(lines: list[str], *, whole: bool) -> list[bytes]:
 
 def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     started = exchange.started_at
-    first = _seconds(exchange.first_byte_at - started) if exchange.first_byte_at else "-"
+    # Most answers take less than a second, and to format that would cost more than all the rest.
+    took = int((now - started) * 1000 + 0.5)
+    first = "-"
+    if exchange.first_byte_at:
+        ms = int((exchange.first_byte_at - started) * 1000 + 0.5)
+        first = _BELOW_A_SECOND[ms] if ms < 1000 else f"{ms / 1000:.3f}"
     path = exchange.target
     if "?" in path:
         path = path.partition("?")[0]
@@ -171,17 +176,11 @@ def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     return (
         f"{stamp} {exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
         f'{exchange.via} "{exchange.method} {path}" {exchange.status} {exchange.bytes_in} '
-        f"{exchange.bytes_out} {first} {_seconds(now - started)} {exchange.closed_by} "
+        f"{exchange.bytes_out} {first} "
+        f"{_BELOW_A_SECOND[took] if took < 1000 else f'{took / 1000:.3f}'} {exchange.closed_by} "
         f"{exchange.request_id.decode('latin-1')}"
         f"{' ' + exchange.token_name if exchange.token_name else ''}\n"
     )
-
-
-def _seconds(seconds: float) -> str:
-    """With three decimals. Most answers take less than a second, and formatting that costs more
-    than all else in the line."""
-    milliseconds = int(seconds * 1000 + 0.5)
-    return _BELOW_A_SECOND[milliseconds] if 0 <= milliseconds < 1000 else f"{seconds:.3f}"
 
 
 def _json_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:

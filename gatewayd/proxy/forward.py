@@ -192,8 +192,11 @@ class Forward:
         self._exchange.first_byte_at = time.monotonic()
 
     def response_ended(self, connection: UpstreamConnection) -> None:
-        self._exchange.bytes_out = connection.received
-        self._finish()
+        exchange = self._exchange
+        exchange.bytes_out = connection.received
+        self._connection = None  # back in its pool, or closed
+        self._leave()
+        exchange.connection.exchange_ended(exchange)
 
     def response_failed(
         self, connection: UpstreamConnection, failure: Failure, detail: str
@@ -262,11 +265,6 @@ class Forward:
         self._leave()
         exchange.connection.abort(reset=reset)
         exchange.connection.exchange_ended(exchange)
-
-    def _finish(self) -> None:
-        self._connection = None  # back in its pool, or closed
-        self._leave()
-        self._exchange.connection.exchange_ended(self._exchange)
 
     def _leave(self) -> None:
         self._over = True
@@ -349,9 +347,8 @@ class Forward:
             self._answer(replies.UPSTREAM_TIMEOUT)
 
     def tunnel_closed(self, connection: UpstreamConnection) -> None:
-        self._exchange.bytes_out = connection.received
         self._exchange.closed_by = "upstream"
-        self._finish()
+        self.response_ended(connection)
 
 
 _NOWHERE: Final[BodyPath] = (b"", NOWHERE)

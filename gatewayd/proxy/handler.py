@@ -176,7 +176,8 @@ class Edge:
         served = exchange.served
         assert served is not None
         if not exchange.request_id:
-            exchange.request_id = self._new_id()
+            self._id_count += 1
+            exchange.request_id = b"%b%08x" % (self._id_prefix, self._id_count)
         if exchange.length and (refusal := admit.body_size(self, exchange, served)):
             return refusal
         return admit.rate_limit(self, exchange, served)

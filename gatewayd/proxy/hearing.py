@@ -17,7 +17,7 @@ from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
-from gatewayd.proxy.known import KnownHead
+from gatewayd.proxy.known import KnownExchange, KnownHead
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.parser import one_by_one
 
@@ -74,20 +74,18 @@ class Hearing(RequestHandler):
     def _recognised(self, data: bytes) -> Exchange | None:
         """The exchange that `data` is, if it is known. None with `_early`: when the rest comes."""
         known = self.known
-        if known is None:
-            if self._parser is not None:
-                return None
+        if known is None and self._parser is None:
             known = self._handler.heads.find(data, self)
-            if known is None:
-                return None
-        found = known.again(self, data, self._handler.world)
-        if isinstance(found, Exchange):
+        if known is None or known.world is not self._handler.world:
+            return None
+        body = known.read(data)
+        if isinstance(body, bytes):
             self.known = known
-            return found
-        if found:
+            return KnownExchange(self, known, body)
+        if body:
             self.known = known
             self._early.append(data)
-            self._early_left = found
+            self._early_left = body
             self._early_since = self._loop.time()
         else:
             self.known = None

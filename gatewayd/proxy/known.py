@@ -105,13 +105,6 @@ class KnownHead:
     def __repr__(self) -> str:
         return f"<KnownHead {self.message.method} {self.host}{self.target}>"
 
-    def again(self, connection: Hearing, data: bytes, world: object) -> Exchange | int:
-        """The exchange that `data` is; else as `read`."""
-        if world is not self.world:
-            return 0
-        body = self.read(data)
-        return body if isinstance(body, int) else KnownExchange(connection, self, body)
-
     def read(self, data: bytes) -> bytes | int:
         """The body, when `data` is this head with its whole body and nothing else. Else how much
         of the body is still to come; 0 when it is something else, or that is too much to wait for.
@@ -154,7 +147,7 @@ class KnownHeads:
         self._heads[connection.peer, connection.secure, known.before, known.after] = known
 
     def find(self, data: bytes, connection: Hearing) -> KnownHead | None:
-        """The head that `data` seems to begin with; `KnownHead.again` judges."""
+        """The head that `data` seems to begin with; `KnownHead.read` judges."""
         size = data.find(_HEAD_END, 0, _MAX_HEAD) + 4
         if size < 4 or not self._heads:
             return None
