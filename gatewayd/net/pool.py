@@ -14,7 +14,7 @@ from gatewayd.core.headers import ResponseHead, read_response
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
 from gatewayd.net.outbox import Outbox
-from gatewayd.net.upstream import UpstreamConnection
+from gatewayd.net.upstream import JOIN_SIZE, UpstreamConnection
 
 # Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
 # replica is about to close must not be chosen.
@@ -41,6 +41,7 @@ class Pool:
         "address",
         "idle_s",
         "known_head",
+        "known_length",
         "known_read",
         "known_strip",
         "local",
@@ -67,6 +68,7 @@ class Pool:
         self.known_head = b""
         self.known_strip: frozenset[bytes] = frozenset()
         self.known_read: ResponseHead = None  # type: ignore[assignment]
+        self.known_length = -1  # of the body, if it is small
         self._closed = False
 
     def __repr__(self) -> str:
@@ -78,6 +80,7 @@ class Pool:
         read = read_response(data, strip)
         if keep and (read.length >= 0 or read.chunked) and read.status not in _BODYLESS:
             self.known_head, self.known_strip, self.known_read = data, strip, read
+            self.known_length = read.length if read.length <= JOIN_SIZE else -1
         return read
 
     def take(self, newer_than: float = 0.0) -> UpstreamConnection | None:

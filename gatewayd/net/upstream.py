@@ -233,7 +233,11 @@ class UpstreamConnection(Flow):
             self._heard = True
             self.head = pool.known_read
             self.status = self.head.status
-            self._start_body(data[len(known) :])
+            rest = data[len(known) :]
+            if len(rest) == pool.known_length:
+                self._pass_whole(rest)
+            else:
+                self._start_body(rest)
             return
         self._heard = True
         if self._buffer:
@@ -268,6 +272,19 @@ class UpstreamConnection(Flow):
             self._fail(Failure.BROKEN, "switched protocols unasked, or before it was asked")
             return False
         return True
+
+    def _pass_whole(self, body: bytes) -> None:
+        """Most answers, but for streams: a head that is known, and all of its body."""
+        sink = self._sink
+        assert sink is not None
+        self.state = LENGTH
+        lead, receiver = sink.response_started(self)
+        if self._sink is sink:  # else it gave the exchange up
+            if body:
+                sink.first_byte()
+                self.received = len(body)
+            receiver.send(lead + body)
+            self._end(reusable=not self.head.close)
 
     def _start_body(self, rest: bytes) -> None:
         head = self.head

@@ -37,6 +37,7 @@ class Unread:
     replica = token_name = ""
     bytes_in = 0
     first_byte_at = 0.0
+    known = None
 
     def __init__(
         self, *, client: str, request_id: bytes, status: int, bytes_out: int, started_at: float
@@ -60,8 +61,10 @@ class AccessLog:
         self._format: Callable[[Exchange | Unread, float, str], str] = (
             _json_line if log.format == "json" else _text_line
         )
+        self._wall_ms = 0
+        self._stamp = ""  # of that millisecond
         self._second = 0
-        self._stamp = ""
+        self._until_second = ""
         self._reopen = False
         self._closing = threading.Event()
         self._news = threading.Event()  # a first line of a batch, or something else to do
@@ -77,17 +80,22 @@ class AccessLog:
         if len(self._lines) >= _MAX_LINES:
             self._refused += 1
             return
-        wall = time.time()
-        second = int(wall)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        stamp = self._stamp + _MILLISECONDS[int((wall - second) * 1000)]
+        wall_ms = int(time.time() * 1000)
+        if wall_ms != self._wall_ms:
+            self._wall_ms = wall_ms
+            self._stamp = self._stamp_of(wall_ms)
         # Made before the list is looked up: the thread may take that away meanwhile.
-        line = self._format(exchange, now, stamp)
+        line = self._format(exchange, now, self._stamp)
         self._lines.append(line)
         if len(self._lines) == 1:
             self._news.set()
+
+    def _stamp_of(self, wall_ms: int) -> str:
+        second, ms = divmod(wall_ms, 1000)
+        if second != self._second:
+            self._second = second
+            self._until_second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return self._until_second + _MILLISECONDS[ms]
 
     @property
     def dropped(self) -> int:
@@ -168,18 +176,30 @@ def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
     if exchange.first_byte_at:
         ms = int((exchange.first_byte_at - started) * 1000 + 0.5)
         first = _BELOW_A_SECOND[ms] if ms < 1000 else f"{ms / 1000:.3f}"
-    path = exchange.target
-    if "?" in path:
-        path = path.partition("?")[0]
-    if '"' in path:
-        path = path.replace('"', "%22")
+    known = exchange.known
+    if known is None:
+        line = _of_request(exchange)
+    elif known.line_of == (of := (exchange.replica, exchange.via)):
+        line = known.line
+    else:
+        line, known.line_of = _of_request(exchange), of
+        known.line = line
     return (
-        f"{stamp} {exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
-        f'{exchange.via} "{exchange.method} {path}" {exchange.status} {exchange.bytes_in} '
-        f"{exchange.bytes_out} {first} "
+        f"{stamp} {line} {exchange.status} {exchange.bytes_in} {exchange.bytes_out} {first} "
         f"{_BELOW_A_SECOND[took] if took < 1000 else f'{took / 1000:.3f}'} {exchange.closed_by} "
         f"{exchange.request_id.decode('latin-1')}"
         f"{' ' + exchange.token_name if exchange.token_name else ''}\n"
+    )
+
+
+def _of_request(exchange: Exchange | Unread) -> str:
+    """What does not depend on how it ended."""
+    path = exchange.target.partition("?")[0]
+    if '"' in path:
+        path = path.replace('"', "%22")
+    return (
+        f"{exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
+        f'{exchange.via} "{exchange.method} {path}"'
     )
 
 

@@ -43,49 +43,14 @@ class Exchange:
     """`closed_by` says who ended it first: `-` nobody (it ended whole), `client`, `upstream`,
     `gateway`. `length` is the request's Content-Length, 0 without a body, -1 when chunked."""
 
-    # More than 30 attributes without slots would be a dict of 2 kB for each exchange.
-    __slots__ = (
-        "attempts",
-        "bucket",
-        "bytes_in",
-        "bytes_out",
-        "client",
-        "close",
-        "closed_by",
-        "column",
-        "connection",
-        "demanded_ms",
-        "expects_continue",
-        "first_byte_at",
-        "forwarded_lines",
-        "given_id",
-        "head",
-        "host",
-        "http11",
-        "known",
-        "length",
-        "message",
-        "method",
-        "payload",
-        "replica",
-        "request_id",
-        "rule_path",
-        "running",
-        "secure",
-        "served",
-        "started_at",
-        "status",
-        "target",
-        "token_name",
-        "upgrade",
-        "upstream_target",
-        "via",
-    )
-
     def __init__(
         self, connection: ClientConnection, message: RawRequestMessage, payload: Payload
     ) -> None:
-        self._begin(connection, message, payload)
+        self.connection = connection
+        self.message = message
+        self.payload = payload
+        self.started_at = time.monotonic()
+        self.method: str = message.method
         self.known: KnownHead | None = None  # its head has been here before
         self.head: RequestHead = None  # type: ignore[assignment]
         self.host = ""
@@ -103,15 +68,6 @@ class Exchange:
         self.bucket: tuple[Rule, bytes] | None = None  # the limit it counts for
         self.forwarded_lines = b""
         self.token_name = ""
-
-    def _begin(
-        self, connection: ClientConnection, message: RawRequestMessage, payload: Payload
-    ) -> None:
-        """What is the same at the start of every exchange."""
-        self.connection = connection
-        self.message = message
-        self.payload = payload
-        self.method: str = message.method
         self.expects_continue = False
         self.upgrade = b""
         self.running: Running | None = None
@@ -125,7 +81,6 @@ class Exchange:
         self.demanded_ms = 0  # when it began, once it counts as demand
         self.column = 0  # where it does
         self.closed_by = "-"
-        self.started_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.host} {self.status or 'open'}>"

@@ -229,7 +229,9 @@ class Forward:
         """An attempt is over, the exchange is not."""
         self._connection = None
         self._body.stop()
-        self._release()
+        if self._endpoint is not None:
+            self._plane.loads.done(self._endpoint.index)
+            self._endpoint = None
 
     # --- endings
 
@@ -278,12 +280,9 @@ class Forward:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
-        self._release()
-
-    def _release(self) -> None:
-        endpoint, self._endpoint = self._endpoint, None
-        if endpoint is not None:
-            self._plane.loads.done(endpoint.index)
+        if self._endpoint is not None:
+            self._plane.loads.done(self._endpoint.index)
+            self._endpoint = None
 
     # --- the client's side
 

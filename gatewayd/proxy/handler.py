@@ -203,7 +203,10 @@ class Edge:
         prefix = served.service.strip_prefix
         if prefix is not None:
             exchange.upstream_target = strip_prefix(exchange.target, prefix)
-        self.demanded(exchange, served)
+        # As `demanded`: a call less, on every request.
+        exchange.demanded_ms = began_ms = int(exchange.started_at * 1000)
+        exchange.column = column = served.column
+        self.demand.began(column, began_ms)
         if served.coming:
             Holding(self, exchange, served).start()
         else:

@@ -17,7 +17,7 @@ from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
-from gatewayd.proxy.known import KnownExchange, KnownHead
+from gatewayd.proxy.known import KnownHead
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.parser import one_by_one
 
@@ -81,7 +81,7 @@ class Hearing(RequestHandler):
         body = known.read(data)
         if isinstance(body, bytes):
             self.known = known
-            return KnownExchange(self, known, body)
+            return known.again(self, body)
         if body:
             self.known = known
             self._early.append(data)
