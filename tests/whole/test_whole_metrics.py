@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -210,16 +211,23 @@ async def test_promtool_finds_nothing_to_say(whole: Whole) -> None:
 async def test_status_tells_the_same_everywhere(whole: Whole) -> None:
     gateway = whole.gateway
     admin = ("--admin", f"unix:{gateway.admin_path}")
-    code, printed, err = await gatewayd("status", "--json", *admin)
-    assert (code, err) == (0, "")
-    shown, asked = json.loads(printed), await gateway.status()
-    for one in (shown, asked):  # what moves by itself
-        del one["uptime_seconds"]
-        for service in one["services"]:
-            del service["requests_last_minute"]
-        for process in (*one["workers"], one["bridge"]):
-            del process["connections"]
-    assert shown == asked
+    printed = ""
+
+    async def same() -> dict[str, Any]:
+        """Once the workers have reported what went before, which they do once a second."""
+        nonlocal printed
+        code, printed, err = await gatewayd("status", "--json", *admin)
+        assert (code, err) == (0, "")
+        shown, asked = json.loads(printed), await gateway.status()
+        for one in (shown, asked):  # what moves by itself
+            del one["uptime_seconds"]
+            for service in one["services"]:
+                del service["requests_last_minute"]
+            for process in (*one["workers"], one["bridge"]):
+                del process["connections"]
+        return asked if shown == asked else {}
+
+    asked = await eventually(same, 15, "the command and the call tell the same")
     code, table, err = await gatewayd("status", *admin)
     assert (code, err) == (0, "")
     lines = [line.split() for line in table.splitlines()]
