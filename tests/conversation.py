@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-WAIT_S = 5.0
+from waiting import PATIENCE_S
+
+WAIT_S = PATIENCE_S
 T = TypeVar("T")
 
 
@@ -31,16 +33,6 @@ class Cut(Exception):  # noqa: N818  (an outcome that tests expect)
 async def soon(awaitable: Awaitable[T], wait_s: float | None = WAIT_S) -> T:
     async with asyncio.timeout(wait_s):
         return await awaitable
-
-
-async def until(holds: Callable[[], object], what: str = "") -> None:
-    """For what only a look can tell; events are awaited."""
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while not holds():  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"never: {what or holds}") from None
 
 
 @dataclass

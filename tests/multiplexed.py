@@ -11,7 +11,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from conversation import Replica, soon, until
+from conversation import Replica, soon
+from waiting import PATIENCE_S, until
 
 from gatewayd.core import http2
 
@@ -68,7 +69,7 @@ class Asking:
         return [value for key, value in self.fields if key == name.lower()]
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not holds():
                 self.moved.clear()
                 await self.moved.wait()

@@ -20,6 +20,7 @@ from typing import Any, Self
 import aiohttp
 from certificates import make_authority, write_pair
 from free_ports import free_range
+from waiting import accepts, until
 
 HOOK = """#!/usr/bin/env python3
 import json, sys, urllib.request
@@ -88,9 +89,8 @@ class Pebble:
             *("-http01", "", "-https01", "", "-tlsalpn01", ""),
         )
         await self._spawn("pebble", "-config", str(path), "-dnsserver", dns, "-strict", "false")
-        async with asyncio.timeout(15):
-            for port in (self.port, self.admin_port, self.dns_admin_port):
-                await _listens(port)
+        for port in (self.port, self.admin_port, self.dns_admin_port):
+            await until(lambda port=port: accepts(port), f"port {port} is listened on")
 
     async def _spawn(self, *argv: str) -> None:
         with (self.home / f"{argv[0]}.log").open("ab") as log:
@@ -143,14 +143,3 @@ class Pebble:
         ):
             assert response.status == 200, await response.text()
             return await response.text()
-
-
-async def _listens(port: int) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.02)
-        else:
-            writer.close()
-            return

@@ -17,6 +17,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from waiting import accepts, until
+
 from gatewayd.core.model import SshHop
 from gatewayd.core.secret import Secret
 
@@ -79,10 +81,7 @@ class SshServer:
                 stderr=log,
                 start_new_session=True,
             )
-        async with asyncio.timeout(20):
-            while not await self._accepts():
-                assert self._process.returncode is None, (self.folder / "log").read_text()
-                await asyncio.sleep(0.01)
+        await until(self._accepts, (self.folder / "log").read_text)
 
     async def stop(self) -> None:
         """With all of its connections."""
@@ -95,12 +94,9 @@ class SshServer:
         self._process = None
 
     async def _accepts(self) -> bool:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
-            return False
-        writer.close()
-        return True
+        assert self._process is not None
+        assert self._process.returncode is None, (self.folder / "log").read_text()
+        return await accepts(self.port)
 
     def _sessions(self) -> list[int]:
         assert self._process is not None

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conversation import Replica, Wire, open_tcp, until
+from conversation import Replica, Wire, open_tcp
 from datagrams import Frames
+from waiting import until
 
 from gatewayd.bridge.main import BridgeRole
 from gatewayd.core.messages import Configure, Publish

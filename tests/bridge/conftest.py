@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import uvloop
-from conversation import Replica, Wire, open_tcp, until
+from conversation import Replica, Wire, open_tcp
+from waiting import until
 
 from gatewayd.bridge.handler import LIMITS
 from gatewayd.bridge.main import BridgeRole

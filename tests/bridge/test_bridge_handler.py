@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from conversation import chunked, get, post, reply, until
+from conversation import chunked, get, post, reply
+from waiting import until
 
 if TYPE_CHECKING:
     from conftest import Bridge

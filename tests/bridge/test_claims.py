@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from claiming import SLOTS, Claiming
-from conversation import Wire, chunked, get, post, reply, until
+from conversation import Wire, chunked, get, post, reply
+from waiting import until
 
 from gatewayd.core.steering import token
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conversation import chunked, get, post, reply, until
+from conversation import chunked, get, post, reply
+from waiting import until
 
 from gatewayd.core.json_fields import HOLD_MAX
 from gatewayd.core.model import PeerFields, ReplicaRole

@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from free_ports import free_range
+from waiting import until
 
 from gatewayd.control.compiler import Compiler, RouterView
 from gatewayd.control.leases import IndexLeases, PortLeases
@@ -30,16 +31,6 @@ from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
 SCRIPT = Path(__file__).parent.parent / "scripted_process.py"
-
-
-async def until(condition: Callable[[], bool], what: str = "", timeout: float = 30.0) -> None:
-    """Wait for something that has no event, in small steps."""
-    try:
-        async with asyncio.timeout(timeout):
-            while not condition():  # noqa: ASYNC110 - another process has no event
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {timeout} s: {what or condition}") from None
 
 
 def replica(id_: str, **more: Any) -> Replica:

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from gateway import FILE, Gateway, running, write
-from plant import until
+from waiting import until
 
 from gatewayd.control.api.guard import host_of, is_local
 from gatewayd.control.control import Control
@@ -62,7 +62,7 @@ async def test_a_replica_is_seen_up_again_within_a_second(home: Path) -> None:
         state = gateway.control.parts.state
         await until(lambda: ("main/llama", "a") in state.unreachable)
         server = await asyncio.start_unix_server(lambda r, w: w.close(), home / "a.sock")
-        await until(lambda: not state.unreachable, timeout=2.0)
+        await until(lambda: not state.unreachable)
         server.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from gateway import running
-from plant import until
+from waiting import until
 
 from gatewayd.control import certs as certs_module
 from gatewayd.control import renewals as renewals_module

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from certificates import Authority, make_authority, write_pair
 from gateway import Gateway, running
-from plant import until
+from waiting import until
 
 from gatewayd.config.load import load_config
 from gatewayd.control import certs as certs_module

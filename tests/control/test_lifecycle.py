@@ -21,7 +21,8 @@ from typing import Any, Self
 import aiohttp
 import pytest
 from fake_engine import FakeEngine
-from plant import until
+from processes import alive, started_with
+from waiting import until
 
 FILE = """
 domain: example.com
@@ -84,8 +85,8 @@ class Run:
     def url(self) -> str:
         return f"http://{self.address}"
 
-    async def exit_code(self, timeout: float = 30.0) -> int:
-        await until(lambda: self.process.poll() is not None, self.text, timeout)
+    async def exit_code(self) -> int:
+        await until(lambda: self.process.poll() is not None, lambda: self.text)
         assert self.process.returncode is not None
         return self.process.returncode
 
@@ -102,9 +103,10 @@ class Run:
             return answer
 
     async def until_status(self, condition: Callable[[dict[str, Any]], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition(await self.status()):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        async def holds() -> bool:
+            return condition(await self.status())
+
+        await until(holds, lambda: self.text)
 
     def recorded(self) -> list[int]:
         """The pids of the data plane."""
@@ -147,13 +149,6 @@ async def engine(home: Path) -> AsyncIterator[FakeEngine]:
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         yield session
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 BODY = {
@@ -209,7 +204,8 @@ async def test_what_runs_ends_whole_after_sigterm(
 async def test_a_second_signal_stops_now(
     make_run: MakeRun, engine: FakeEngine, client: aiohttp.ClientSession
 ) -> None:
-    run = await make_run().spawn().ready()
+    text = FILE.replace("drain_timeout: 5s", "drain_timeout: 1h")
+    run = await make_run(text=text).spawn().ready()
     engine.gate.clear()
     stream = asyncio.create_task(streamed(client, run.url))
     await until(lambda: engine.running == 1)
@@ -217,7 +213,7 @@ async def test_a_second_signal_stops_now(
     await until(lambda: "draining" in run.text)
     assert run.process.poll() is None
     run.send(signal.SIGINT)
-    assert await run.exit_code(4.5) == 0
+    assert await run.exit_code() == 0
     with pytest.raises(aiohttp.ClientError):
         await stream
 
@@ -390,17 +386,7 @@ async def test_stopped_while_starting_it_leaves_nobody(
     await asyncio.sleep(after_s)  # wherever it is by then
     run.send(signal.SIGTERM)
     assert await run.exit_code() in (0, -signal.SIGTERM)  # its own handler may not be there yet
-    await until(lambda: not marked(home))
-
-
-def marked(home: Path) -> list[int]:
-    """Processes that were started with this test's mark in their environment."""
-    mark, found = f"MARK={home}".encode(), []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        with contextlib.suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and alive(pid):
-                found.append(pid)
-    return found
+    await until(lambda: not started_with(f"MARK={home}"))
 
 
 def soft_limit(pid: int) -> int:
@@ -427,7 +413,10 @@ async def test_descriptors_are_not_the_first_limit(make_run: MakeRun) -> None:
 async def test_events_of_workers_have_the_form_of_controls(make_run: MakeRun, home: Path) -> None:
     text = FILE.replace("{home}/access.log", "{home}/missing/access.log, format: json")
     run = make_run(text=text).spawn()
-    await until(lambda: run.text.count("cannot open the access log") == 2 and "ready:" in run.text)
+    await until(
+        lambda: run.text.count("cannot open the access log") == 2 and "ready:" in run.text,
+        lambda: run.text,
+    )
     run.send(signal.SIGTERM)
     assert await run.exit_code() == 0
     lines = [json.loads(line) for line in run.text.splitlines()]
@@ -447,7 +436,7 @@ async def test_access_lines_that_are_lost_are_counted(
         async with client.get(f"{run.url}/") as response:
             assert response.status == 502
     connector = aiohttp.UnixConnector(str(home / "admin.sock"))
-    async with aiohttp.ClientSession(connector=connector) as admin, asyncio.timeout(20):
+    async with aiohttp.ClientSession(connector=connector) as admin, asyncio.timeout(30):
         text = ""
         while "\ngatewayd_access_log_lines_dropped_total 3\n" not in text:
             async with admin.get("http://admin/metrics") as response:

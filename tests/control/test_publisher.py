@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from plant import Plant, service, until
+from plant import Plant, service
+from waiting import until
 
 from gatewayd.control import leases as leases_module
 from gatewayd.control import publisher as publisher_module

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plant import service, until
+from plant import service
+from waiting import until
 
 from gatewayd.control import reachability as module
 from gatewayd.control.reachability import Reachability, probe

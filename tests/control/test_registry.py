@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from plant import Plant, Running, replica, service, until
+from plant import Plant, Running, replica, service
+from waiting import until
 
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.registry import Drained

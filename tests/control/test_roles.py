@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
-from plant import service, until
+from plant import service
+from waiting import until
 
 from gatewayd.control import roles as module
 from gatewayd.control.roles import Roles

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fake_engine import FakeEngine
+from waiting import until
 
 from gatewayd.control import router_host
 from gatewayd.control.router_host import PROBES_MISSED, Pace, RouterHost
@@ -151,12 +152,6 @@ async def hosting(
         await host.aclose()
 
 
-async def wait_for(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.002)
-
-
 async def test_it_is_used_when_it_has_a_target_and_not_while_it_is_down(
     scripted: ScriptedRouter,
 ) -> None:
@@ -166,11 +161,11 @@ async def test_it_is_used_when_it_has_a_target_and_not_while_it_is_down(
         assert host.traits == STATIC
         scripted.held = {A.url, B.url}
         scripted.come()
-        await wait_for(lambda: scripted.passes > 2)
+        await until(lambda: scripted.passes > 2)
         assert changes == []  # up, but it would refuse every request
         assert host.status()["state"] == "starting"
         scripted.held = {B.url}
-        await wait_for(lambda: host.endpoint is not None)
+        await until(lambda: host.endpoint is not None)
         assert changes == [TcpAddress("127.0.0.1", 20001)]
         assert host.traits.request_headers == ((b"key", b"1"),)
         assert not await host.synced(0.02)
@@ -200,7 +195,7 @@ async def test_without_targets_it_is_used_at_once_and_with_dead_ones_after_a_whi
         scripted.held = {A.url}
         host.set_targets([A])
         scripted.come()
-        await wait_for(lambda: len(changes) == 3)
+        await until(lambda: len(changes) == 3)
         assert host.endpoint is not None
         assert host.status()["targets"] == {"desired": ["a"], "serving": []}
 
@@ -214,12 +209,12 @@ async def test_with_roles_it_serves_with_a_target_of_each(scripted: ScriptedRout
         assert host.lacks == ()  # nothing is missing but the router
         scripted.held = {decode.url}
         scripted.come()
-        await wait_for(lambda: host.endpoint is not None)
+        await until(lambda: host.endpoint is not None)
         assert (host.lacks, host.serving) == (("decode",), False)
         assert host.status()["lacks"] == ["decode"]
         told = len(changes)
         scripted.held = set()
-        await wait_for(lambda: host.serving)
+        await until(lambda: host.serving)
         assert len(changes) == told + 1
         host.set_targets([decode])  # known at once, not with the next pass
         assert (host.lacks, host.serving) == (("prefill",), False)
@@ -239,7 +234,7 @@ async def test_every_change_and_every_interval_makes_a_pass(scripted: ScriptedRo
         passes = scripted.passes
         host.set_targets([])
         scripted.present = [A]  # behind our back
-        await wait_for(lambda: scripted.present == [])
+        await until(lambda: scripted.present == [])
         assert scripted.passes > passes
 
 
@@ -281,7 +276,7 @@ async def test_a_refusing_target_leaves_until_it_is_named_again(scripted: Script
         host.set_targets([A, B])
         assert await host.synced(5)
         host.remove_now("a")
-        await wait_for(lambda: scripted.present == [B])
+        await until(lambda: scripted.present == [B])
         host.set_targets([A, B])
         assert await host.synced(5)
         assert set(scripted.present) == {A, B}
@@ -294,7 +289,7 @@ async def test_a_pass_that_fails_is_told_and_repeated(scripted: ScriptedRouter) 
         assert await host.synced(5)
         scripted.broken = "POST: 500"
         host.set_targets([A, B])
-        await wait_for(lambda: host.status()["fault"] == "POST: 500")
+        await until(lambda: host.status()["fault"] == "POST: 500")
         assert not await host.synced(0.05)
         assert host.endpoint is not None  # what it has, it serves
         scripted.broken = None
@@ -310,7 +305,7 @@ async def test_one_that_hangs_is_replaced_after_three_probes(scripted: ScriptedR
         await asyncio.sleep(0.1)  # many good probes
         assert scripted.replaced == []
         scripted.answers_probes = False
-        await wait_for(lambda: bool(scripted.replaced))
+        await until(lambda: bool(scripted.replaced))
         assert scripted.replaced == ["no answer to 3 probes"]
         assert changes[-1] is None
         scripted.come()
@@ -370,9 +365,9 @@ async def test_killed_it_is_back_with_its_targets(tmp_path: Path) -> None:
         first = host.status()
         os.kill(first["pid"], signal.SIGKILL)
         began = loop.time()
-        await wait_for(lambda: host.endpoint is None)
+        await until(lambda: host.endpoint is None)
         assert loop.time() - began < 0.5
-        await wait_for(lambda: host.endpoint is not None)
+        await until(lambda: host.endpoint is not None)
         assert loop.time() - began < patience
         assert await host.synced(5)
         assert await ask(host) == 200
@@ -393,7 +388,7 @@ async def test_hung_it_is_found_killed_and_replaced(tmp_path: Path) -> None:
         assert await host.synced(20)
         pid = host.status()["pid"]
         os.kill(pid, signal.SIGSTOP)
-        await wait_for(lambda: host.endpoint is None)
+        await until(lambda: host.endpoint is None)
         assert await host.synced(20)
         assert await ask(host) == 200
         assert host.status()["last_exit"] == "was ended by SIGKILL (no answer to 3 probes)"
@@ -408,7 +403,7 @@ async def test_one_that_exits_at_once_is_not_started_in_a_storm(tmp_path: Path) 
     async with hosting(wrong, tmp_path, Pace()) as (host, changes):
         host.set_targets([A])
         began = asyncio.get_running_loop().time()
-        await wait_for(lambda: host.restarts >= 2)
+        await until(lambda: host.restarts >= 2)
         # At 0 s, 1 s and 3 s.
         assert asyncio.get_running_loop().time() - began >= 2.9
         assert not await host.synced(0.01)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
-from plant import replica, service, until
+from plant import replica, service
+from waiting import until
 
 from gatewayd.control import router_hosts as module
 from gatewayd.control.router_host import RouterHost

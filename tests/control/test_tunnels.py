@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from plant import until
 from ssh_server import SshServer, make_key, ssh_processes
+from waiting import until
 
 from gatewayd.control import tunnel as tunnel_module
 from gatewayd.control.outside import TunnelError
@@ -79,7 +79,7 @@ def replica(id_: str, port: int, *hops: SshHop) -> Replica:
 
 async def echoed(at: UnixAddress, text: bytes = b"hello\n") -> bytes:
     """Empty when it was closed without a word."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         reader, writer = await asyncio.open_unix_connection(at.path)
         try:
             writer.write(text)
@@ -309,7 +309,7 @@ async def test_a_killed_ssh_is_replaced_at_once_with_its_jumps(
         assert len(before) == 2
         os.kill(max(before, key=lambda pid: "-L" in cmdline(pid)), signal.SIGKILL)
         await until(lambda: not each.is_up(KEY, "a"), "down")
-        await until(lambda: each.is_up(KEY, "a"), "up again", timeout=5)
+        await until(lambda: each.is_up(KEY, "a"), "up again")
         assert not set(before) & set(ssh_processes(str(home)))
         assert await echoed(each.address(KEY, "a")) == b"hello\n"
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from plant import Plant, service, until
+from plant import Plant, service
+from waiting import until
 
 from gatewayd.control import slot as slot_module
 from gatewayd.control import workers as workers_module

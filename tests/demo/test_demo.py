@@ -10,13 +10,14 @@ import asyncio
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from waiting import until
 
 from gatewayd.config.model import Config
 from gatewayd.core.model import Address, TcpAddress, UnixAddress
@@ -142,12 +143,6 @@ def folder(config: Config) -> Path:
     return Path(config.state_dir).parent
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is printed sets no event
-            await asyncio.sleep(0.01)
-
-
 async def test_in_the_foreground_it_says_what_to_try_and_it_works(printed: list[str]) -> None:
     gateway = OneRelay()
     demo = asyncio.create_task(run_demo(gateway, listen=ANYWHERE, say=printed.append))
@@ -169,7 +164,7 @@ async def test_in_the_foreground_it_says_what_to_try_and_it_works(printed: list[
 
 async def output_of(*argv: str) -> str:
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         out, _ = await process.communicate()
     assert process.returncode == 0
     return out.decode()

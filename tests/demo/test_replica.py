@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from waiting import until
 
 from gatewayd.demo.replica import DemoReplica, Manner, parse_args
 from gatewayd.demo.speech import pieces
@@ -213,12 +214,6 @@ async def test_health(http: aiohttp.ClientSession, path: str) -> None:
         assert response.status == 200
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
-        while not await condition():  # a request each time: it waits by asking
-            pass
-
-
 @pytest.mark.parametrize("stream", [True, False])
 async def test_it_stops_when_the_client_leaves(
     replica: DemoReplica, http: aiohttp.ClientSession, stream: bool
@@ -268,7 +263,7 @@ async def test_as_a_process(tmp_path: Path, socket_path: str) -> None:
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         line = await process.stdout.readline()
         assert line.decode() == f"demo replica b: demo-llm on unix:{socket_path}\n"
         async with (

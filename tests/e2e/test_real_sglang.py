@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import openai
 import pytest
 import pytest_asyncio
 import yaml
+from waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -33,15 +34,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
-
-
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
-    try:
-        async with asyncio.timeout(within_s):
-            while not await condition():  # noqa: ASYNC110 - other processes set no event here
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        pytest.fail(f"not within {within_s:g} s: {what}")
 
 
 @asynccontextmanager
@@ -205,7 +197,7 @@ async def workers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[lis
             await stack.enter_async_context(running(*argv, log=log, stop_s=20))
             await stack.enter_async_context(unix_to_tcp(worker.socket, worker.port))
         for worker in workers:
-            await until(worker.healthy, WORKER_READY_S, f"worker {worker.name} ({folder})")
+            await until(worker.healthy, f"worker {worker.name} ({folder})", within_s=WORKER_READY_S)
         yield workers
 
 
@@ -243,7 +235,7 @@ async def whole(
         running(*gateway, log=folder / "gatewayd.log", stop_s=45) as process,
     ):
         whole = Whole(workers, process, base_url, admin_url, model, http, client)
-        await until(whole.router_serves, 20, f"the router ({folder})")
+        await until(whole.router_serves, f"the router ({folder})")
         yield whole
         process.terminate()
         async with asyncio.timeout(45):
@@ -279,7 +271,7 @@ async def test_streams_reach_both_workers(whole: Whole) -> None:
         gained = [now - then for now, then in zip(after, before, strict=True)]
         return sum(gained) >= 16 and min(gained) > 0
 
-    await until(counted, 10, "both workers answered some of 16 requests")
+    await until(counted, "both workers answered some of 16 requests")
 
 
 async def test_a_client_that_leaves_frees_the_worker(whole: Whole) -> None:
@@ -302,7 +294,7 @@ async def test_a_client_that_leaves_frees_the_worker(whole: Whole) -> None:
     async def told() -> bool:
         return sum([await worker.aborted() for worker in whole.workers]) == before + 1
 
-    await until(told, 5, "a worker stops generating for nobody")
+    await until(told, "a worker stops generating for nobody")
 
 
 @pytest.mark.parametrize("path", ["/flush_cache", "/workers", "/get_server_info", "/metrics"])
@@ -329,11 +321,11 @@ async def test_replicas_come_and_go_under_streams(whole: Whole) -> None:
     async def draining() -> bool:
         return await whole.series(r'gatewayd_replicas\{.*state="draining".*\} 1') != []
 
-    await until(both_busy, 10, "both workers generate")
+    await until(both_busy, "both workers generate")
     drain = asyncio.create_task(
         whole.command("replica", "drain", "llm", worker.name, "--timeout", "2m")
     )
-    await until(draining, 10, "b is being drained")
+    await until(draining, "b is being drained")
     assert await asyncio.gather(*(whole.stream(20) for _ in range(8))) == [20] * 8
     assert [stream.result() for stream in streams if stream.done()] == []
     assert not drain.done()
@@ -349,7 +341,7 @@ async def test_replicas_come_and_go_under_streams(whole: Whole) -> None:
         await asyncio.gather(*(whole.stream(4) for _ in range(8)))
         return await worker.finished() > before
 
-    await until(used_again, 30, "b is used again")
+    await until(used_again, "b is used again")
 
 
 async def test_a_killed_router_is_replaced_meanwhile_all_is_served(whole: Whole) -> None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from waiting import PATIENCE_S
 
 from gatewayd.net import link as link_module
 from gatewayd.net.link import DATAGRAM_SIZE, FRAME_SIZE, Link, unpack
@@ -34,7 +35,7 @@ class End:
         self.news.set()
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not holds():
                 self.news.clear()
                 await self.news.wait()
@@ -153,13 +154,13 @@ async def test_a_peer_that_is_killed() -> None:
     theirs.close()
     one = end(ours)
     assert process.stdout is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await process.stdout.readline()
     one.link.send(b"hello")
     assert not one.closed
     os.kill(process.pid, signal.SIGKILL)
     await one.until(lambda: one.closed)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await process.wait()
     assert one.closed == 1
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conversation import until
 from multiplexed import Asking, Peer, Router
+from waiting import until
 
 from gatewayd.core import http2
 from gatewayd.core.model import TcpAddress, UnixAddress
@@ -39,7 +39,7 @@ class Asker:
         self.moved.set()
 
     async def end(self) -> str:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.moved.wait()
         await asyncio.sleep(0.005)
         (only,) = self.ends  # told once
@@ -76,7 +76,7 @@ async def pair(path: Path, **options: object) -> AsyncIterator[Pair]:
     server = await loop.create_unix_server(peer, str(path))
     _, mux = await loop.create_unix_connection(lambda: Mux(loop), str(path))
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             yield Pair(mux, await made.get(), heard)
     finally:
         mux.close()
@@ -258,7 +258,7 @@ async def test_a_peer_that_does_not_read_holds_the_writer_back(path: Path) -> No
         both.peer.send(
             http2.window_update(0, 1 << 20) + http2.window_update(asking.number, 1 << 20)
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await waiting
         stream.write(b"", last=True)
         assert len(await asking.whole()) == written
@@ -282,7 +282,7 @@ async def test_whoever_waits_to_write_is_woken_by_the_end(path: Path, end: str) 
                 both.peer.die()
             case "answer":
                 asking.answer(413)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await waiting
         stream.write(b"into nothing", last=True)
         expected = {"cancel": [], "answer": ["answered"]}.get(end, ["broken"])

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conversation import Replica, Wire, open_tcp, open_unix, until
+from conversation import Replica, Wire, open_tcp, open_unix
+from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.messages import CertificatePair, ServiceTotals

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conversation import Message, Replica, Wire, until
+from conversation import Message, Replica, Wire
 from datagrams import Frames
 from harness import Gateway
 from multiplexed import Asking, Router
+from waiting import until
 
 from gatewayd.core.model import Endpoint, RouterSpec, RouterTraits, UnixAddress, Upstream
 from gatewayd.core.steering import HELLO, claim, read_finish

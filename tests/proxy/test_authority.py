@@ -7,8 +7,9 @@ import logging
 import socket
 
 import pytest
-from conversation import Message, Replica, get, post, reply, until
+from conversation import Message, Replica, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import DstackAuth, HttpAuth, UnixAddress
 

@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import pytest
-from conversation import Cut, Wire, get, open_tcp, post, reply, until
+from conversation import Cut, Wire, get, open_tcp, post, reply
 from harness import Gateway
+from waiting import until
 
 
 async def refused(client: Wire, status: int) -> None:

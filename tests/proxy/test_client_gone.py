@@ -7,8 +7,9 @@ import socket
 import time
 
 import pytest
-from conversation import Wire, get, post, reply, until
+from conversation import Wire, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import HttpAuth, UnixAddress
 

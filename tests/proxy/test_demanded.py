@@ -7,8 +7,9 @@ import hashlib
 from typing import Any
 
 import pytest
-from conversation import get, post, reply, until
+from conversation import get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.demand import Demand
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry

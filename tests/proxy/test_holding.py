@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conversation import Replica, get, post, reply, until
+from conversation import Replica, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.model import RouterTraits, Upstream

@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from conversation import get, post, reply, until
+from conversation import get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import RateLimit
 from gatewayd.proxy.process import _close_idle

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversation import Message, Replica, chunked, get, post, reply, until
+from conversation import Message, Replica, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry, OpenAiFormat, TgiFormat
 from gatewayd.core.model import (

@@ -14,8 +14,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
-from conversation import get, post, reply, until
+from conversation import get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import Log, RateLimit, Timeouts, Token, TokensAuth
 from gatewayd.core.stats import DURATION_BOUNDS, TTFB_BOUNDS

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conversation import chunked, get, post, reply, until
+from conversation import chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.messages import ServiceTotals
 

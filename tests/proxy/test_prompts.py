@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from conversation import soon, until
+from conversation import soon
+from waiting import until
 
 from gatewayd.proxy import prompts as module
 from gatewayd.proxy.prompts import PromptFailedError, Prompts, PromptsBusyError

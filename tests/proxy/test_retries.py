@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Coroutine
 
 import pytest
-from conversation import Cut, Replica, Wire, chunked, get, post, reply, until
+from conversation import Cut, Replica, Wire, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 BODY = b'{"prompt": "x"}'
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conversation import Replica, Wire, chunked, get, post, reply, until
+from conversation import Replica, Wire, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import Endpoint, RouterTraits, TokensAuth, UnixAddress, Upstream
 

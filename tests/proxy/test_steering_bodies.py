@@ -7,8 +7,9 @@ import asyncio
 import random
 
 import pytest
-from conversation import Message, Wire, get, post, reply, until
+from conversation import Message, Wire, get, post, reply
 from steered import PATH, Steered
+from waiting import until
 
 LIMIT = 100_000
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conversation import Replica, Wire, get, post, reply, soon, until
+from conversation import Replica, Wire, get, post, reply, soon
 from multiplexed import Asking
 from steered import PATH, Steered
+from waiting import until
 
 from gatewayd.core import http2
 from gatewayd.core.model import Service, Timeouts

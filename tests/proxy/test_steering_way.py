@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conversation import Message, get, post, reply, until
+from conversation import Message, get, post, reply
 from harness import Gateway
 from steered import PATH, TRAITS, Steered, headers_of
+from waiting import until
 
 from gatewayd.core.model import Log
 from gatewayd.core.steering import asking_slot

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from conversation import Cut, Message, Replica, Wire, chunked, get, post, reply, until
+from conversation import Cut, Message, Replica, Wire, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry, TgiFormat
 from gatewayd.core.model import RateLimit, Timeouts

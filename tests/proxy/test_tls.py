@@ -10,8 +10,9 @@ import weakref
 
 import pytest
 from certificates import Authority, make_authority
-from conversation import Cut, Replica, Wire, chunked, get, post, reply, soon, until
+from conversation import Cut, Replica, Wire, chunked, get, post, reply, soon
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint
 from gatewayd.core.model import Hsts

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority, make_authority
-from conversation import Wire, get, reply, soon, until
+from conversation import Wire, get, reply, soon
 from harness import Gateway
+from waiting import until
 
 from gatewayd.net import awaited as awaited_module
 

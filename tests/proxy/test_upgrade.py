@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 import websockets
-from conversation import Message, Wire, get, reply, until
+from conversation import Message, Wire, get, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import Timeouts
 

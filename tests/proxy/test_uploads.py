@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conversation import Cut, chunked, get, post, reply, until
+from conversation import Cut, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 MIB = 1 << 20
 EXPECT = "Expect: 100-continue"

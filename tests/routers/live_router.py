@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from fake_engine import FakeEngine
+from waiting import until
 
 from gatewayd.core.model import RouterSpec
 from gatewayd.routers.base import SyncState, Target, load, port_pool
@@ -49,17 +49,15 @@ def targets(*chosen: FakeEngine) -> list[Target]:
 
 async def settle(router: HttpRouter, wanted: list[Target]) -> SyncState:
     """Passes until there is nothing left to do."""
-    async with asyncio.timeout(15):
-        while not (state := await router.sync(wanted)).settled:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def settled() -> SyncState | None:
+        state = await router.sync(wanted)
+        return state if state.settled else None
+
+    state = await until(settled)
+    assert state is not None
     assert state.serving == {target.id for target in wanted}
     return state
-
-
-async def wait_for(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.005)
 
 
 def key_of(router: HttpRouter) -> str:

@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from fake_engine import FakeEngine
-from live_router import PORTS, Client, api_of, engines, key_of, running, settle, targets, wait_for
+from live_router import PORTS, Client, api_of, engines, key_of, running, settle, targets
+from waiting import until
 
 from gatewayd.core.model import RouterSpec
 from gatewayd.routers import http_logs
@@ -108,10 +109,12 @@ class Promises:
             await settle(router, targets(ours))
             api = await api_of(router)
             await api.add(stranger.url)
-            await wait_for(lambda: bool(stranger.of("/server_info")))
-            async with asyncio.timeout(5):
-                while len(await api.targets()) != 2:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await until(lambda: bool(stranger.of("/server_info")))
+
+            async def both() -> bool:
+                return len(await api.targets()) == 2
+
+            await until(both)
             await api.aclose()
             state = await settle(router, targets(ours))
             assert state.present == {ours.url}
@@ -127,14 +130,14 @@ class Promises:
             state = await router.sync(targets(engine))
             assert not state.settled
             assert state.serving == frozenset()
-            await wait_for(lambda: bool(engine.of("/health")))
+            await until(lambda: bool(engine.of("/health")))
             # No longer wanted, but its registration cannot be cancelled: it counts as present.
             state = await router.sync([])
             assert state.present == {engine.url}
             assert not state.settled
             engine.healthy = True
             assert (await settle(router, [])).present == frozenset()
-            await wait_for(
+            await until(
                 lambda: bool(engine.of("/server_info"))
             )  # it did come true, and was removed
             assert (await router.sync([])).present == frozenset()
@@ -196,7 +199,7 @@ class Promises:
             first = []
             for count, prompt in enumerate(prompts, 1):
                 first.append(asyncio.ensure_future(client.chat(prompt)))
-                await wait_for(lambda: one.running + two.running == count)  # noqa: B023
+                await until(lambda: one.running + two.running == count)  # noqa: B023
             assert one.running == two.running == 1
             for engine in (one, two):
                 engine.gate.set()
@@ -213,7 +216,7 @@ class Promises:
             for engine in dozen:
                 engine.healthy = False
             await router.sync(targets(*dozen))
-            await wait_for(lambda: sum(bool(e.of("/health")) for e in dozen) == 4)
+            await until(lambda: sum(bool(e.of("/health")) for e in dozen) == 4)
             assert (await router.sync(targets(*dozen))).serving == frozenset()
             assert sum(bool(engine.of("/health")) for engine in dozen) == 4
             for engine in dozen:
@@ -227,7 +230,7 @@ class Promises:
             await settle(router, targets(engine))
             engine.gate.clear()
             running_request = asyncio.ensure_future(client.chat())
-            await wait_for(lambda: engine.running == 1)
+            await until(lambda: engine.running == 1)
             await settle(router, [])
             engine.gate.set()
             status, _, answer = await running_request
@@ -332,12 +335,12 @@ class Promises:
                         assert response.status == 401
 
                 await complain()
-                await wait_for(lambda: b"request failed" in written())
+                await until(lambda: b"request failed" in written())
                 http_logs.tidy(directory, size=0)
                 (old,) = directory.glob("*.old")
                 old.unlink()
                 await complain()
-                await wait_for(lambda: b"request failed" in written())
+                await until(lambda: b"request failed" in written())
         assert b"\0" not in written()  # it went on at the end of the file, not where it had been
 
     async def test_a_router_that_refuses_its_flags_leaves_its_last_words(
@@ -348,7 +351,7 @@ class Promises:
         router = load(router_type).create("router of test", spec, ports=PORTS, log_dir=tmp_path)
         router.start(lambda: None, lambda: None)
         try:
-            await wait_for(lambda: router.last_exit is not None)
+            await until(lambda: router.last_exit is not None)
             assert router.last_exit == "exited with 1"
             assert router.last_words[-1].startswith("ValueError: Configuration")
             assert not await router.ready(0.01)

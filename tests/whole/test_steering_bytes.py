@@ -17,7 +17,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from fake_engine import Recorded
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_steering import Sent, Tap, tapped
 
@@ -58,7 +59,7 @@ class Whole:
         """By which way it went, as the access log tells."""
         (request_id,) = received.header("X-Request-Id")
         log = self.gateway.access_log
-        await eventually(lambda: log.exists() and request_id in log.read_text(), 3)
+        await until(lambda: log.exists() and request_id in log.read_text())
         (line,) = [x for x in self.gateway.access_lines() if request_id in x]
         assert line.split()[3] in self.replicas
         return line.split()[4]
@@ -331,7 +332,7 @@ async def test_what_is_counted(whole: Whole) -> None:
             for way in ("steered", "fallback", "through")
         )
 
-    await eventually(counted, 4, "the counts are the access log's")
+    await until(counted, "the counts are the access log's")
     metrics = await whole.gateway.metrics()
 
     def outcome(name: str) -> float:

@@ -15,7 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica, replica_process
 from whole_steering import router_loads
 from whole_streams import Clients, Heard, reaches
@@ -41,7 +42,7 @@ class Whole:
             heard = Heard()
             prompt = f"{number} " * 50
             held.append((asyncio.create_task(self.clients.stream(3, heard, prompt)), heard))
-        await eventually(lambda: self.running.total() == count, 10, "all have begun")
+        await until(lambda: self.running.total() == count, "all have begun")
         for name, running in self.running.items():
             self.replicas[name].step(running)
         for _, heard in held:
@@ -70,7 +71,7 @@ class Whole:
 
         seen: list[dict[str, int]] = []
         try:
-            await eventually(look, 5)
+            await until(look)
         except AssertionError:
             raise AssertionError(f"{what}: replicas, gateway, router say {seen}") from None
 
@@ -117,7 +118,7 @@ async def test_streams_that_end_whole(whole: Whole) -> None:
         "whole"
     ] * STREAMS
     await whole.settle()
-    await eventually(lambda: len(whole.gateway.access_lines()) == STREAMS, 3)
+    await until(lambda: len(whole.gateway.access_lines()) == STREAMS)
     assert {line.split()[4] for line in whole.gateway.access_lines()} == {"steered"}
 
 
@@ -150,7 +151,7 @@ async def test_a_prefill_is_given_up_as_soon_as_its_client_leaves(whole: Whole) 
         assert recorded.outcome == "running"
         left = time.monotonic()
         response.close()
-        await eventually(lambda: recorded.outcome == "client gone", 2, "told", every_s=0.001)  # noqa: B023
+        await until(lambda: recorded.outcome == "client gone", "told")  # noqa: B023
         delays.append(time.monotonic() - left)
         assert recorded.tokens == 0
     assert statistics.median(delays) < 0.1, delays
@@ -182,9 +183,9 @@ async def test_answers_that_break_off(whole: Whole) -> None:
             asyncio.create_task(whole.clients.stream(400, one, f"mortal {n} " * 50))
             for n, one in enumerate(heard)
         ]
-        await eventually(lambda: any(one.tokens > 2 for one in heard), 10, "it streams")
+        await until(lambda: any(one.tokens > 2 for one in heard), "it streams")
         os.kill(process.pid, signal.SIGKILL)
-        await eventually(lambda: any(one.end == "cut" for one in heard), 5, "it is seen")
+        await until(lambda: any(one.end == "cut" for one in heard), "it is seen")
         await whole.gateway.remove(SERVICE, "mortal")
         for replica in whole.replicas.values():
             replica.stepped = False
@@ -204,9 +205,9 @@ async def test_a_drained_replica_ends_its_streams_whole(whole: Whole) -> None:
     async def is_draining() -> bool:
         return (await whole.gateway.replica_states(SERVICE)).get(busy) == "draining"
 
-    await eventually(is_draining, 5)
+    await until(is_draining)
     late = asyncio.create_task(whole.clients.stream(3))
-    await eventually(lambda: whole.running.total() == 13, 5, "another one has begun")
+    await until(lambda: whole.running.total() == 13, "another one has begun")
     assert whole.running[busy] == there
     assert not draining.done()
     for replica in whole.replicas.values():
@@ -224,7 +225,7 @@ async def test_a_killed_worker_frees_what_it_had_asked_for(whole: Whole) -> None
     await whole.agree(lambda running: sum(running.values()) == STREAMS, "all are held")
     pids = await whole.gateway.worker_pids()
     os.kill(pids[0], signal.SIGKILL)
-    await eventually(lambda: any(heard.end == "cut" for _, heard in held), 5, "some are cut")
+    await until(lambda: any(heard.end == "cut" for _, heard in held), "some are cut")
     cut = sum(heard.end == "cut" for _, heard in held)
     assert 0 < cut < STREAMS
     await whole.agree(lambda running: sum(running.values()) == STREAMS - cut, "the others run")
@@ -234,11 +235,11 @@ async def test_a_killed_worker_frees_what_it_had_asked_for(whole: Whole) -> None
     assert ends == {"cut": cut, "whole": STREAMS - cut}
     await whole.settle()
     # Its successor is heard by the bridge.
-    await eventually(lambda: _replaced(whole, pids), 5)
+    await until(lambda: _replaced(whole, pids))
     before = len(whole.gateway.access_lines())
     statuses = await asyncio.gather(*(whole.clients.post() for _ in range(30)))
     assert {status for status, _ in statuses} == {200}
-    await eventually(lambda: len(whole.gateway.access_lines()) == before + 30, 3)
+    await until(lambda: len(whole.gateway.access_lines()) == before + 30)
     lines = whole.gateway.access_lines()[before:]
     assert {line.split()[4] for line in lines} == {"steered"}
     assert len({line.split()[-1][:16] for line in lines}) == 2  # by both workers

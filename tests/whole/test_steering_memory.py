@@ -10,7 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 from fake_engine import Recorded
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_steering import memory_kib
 
@@ -66,7 +67,7 @@ async def test_a_slow_reader_of_a_fast_replica(home: Path) -> None:
             reader, writer = await _ask(gateway)
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             if not warm:
-                await eventually(stalled, 10, "nothing more is taken from the replica")
+                await until(stalled, "nothing more is taken from the replica")
                 assert replica.sent < 8 << 20
                 assert max(grown().values()) < GROWTH_KIB, grown()
             # Slowly at first, then as fast as it comes.
@@ -81,7 +82,7 @@ async def test_a_slow_reader_of_a_fast_replica(home: Path) -> None:
             writer.close()
             if not warm:
                 assert max(grown().values()) < GROWTH_KIB, grown()
-        await eventually(lambda: len(gateway.access_lines()) == 2, 3)
+        await until(lambda: len(gateway.access_lines()) == 2)
         for line in gateway.access_lines():
             assert line.split()[4] == "steered"
 

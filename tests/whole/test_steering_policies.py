@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -52,7 +53,7 @@ class Whole:
         def lines() -> list[str]:
             return [x for x in self.gateway.access_lines() if x.split()[2] == service]
 
-        await eventually(lambda: len(lines()) >= count, 5, f"{count} of {service} are logged")
+        await until(lambda: len(lines()) >= count, f"{count} of {service} are logged")
         return {line.split()[4] for line in lines()}
 
 

@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 from free_ports import free_range
 from pebble import Pebble
-from whole_gateway import Gateway, eventually, gatewayd
+from waiting import until
+from whole_gateway import Gateway, gatewayd
 from whole_replicas import Replica
 
 
@@ -80,7 +81,7 @@ async def served(gateway: Gateway, host: str, trust: ssl.SSLContext) -> dict[str
         except (ssl.SSLError, ConnectionError):
             return {}
 
-    return await eventually(there, 20, f"{host} is served")
+    return await until(there, f"{host} is served")
 
 
 def names(certificate: dict[str, Any]) -> list[str]:
@@ -336,4 +337,4 @@ async def test_a_client_that_comes_before_the_certificate_waits_for_it(tmp_path:
             held = metrics.total("gatewayd_handshakes_held_total", outcome="served")
             return held == 9 and metrics.total("gatewayd_handshakes_held_total") == 10
 
-        await eventually(counted, 5)
+        await until(counted)

@@ -12,7 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 
 MEMBERS = {"team": "Bearer of-team", "main": "Bearer of-main"}
@@ -114,7 +115,7 @@ async def test_members_are_let_in_whatever_becomes_of_servers(home: Path) -> Non
         async with one.running():
             assert await ask("Bearer of-team") == 200
         assert await ask("Bearer of-team") == 200  # over the connection whose worker knows it
-        await eventually(lambda: counted(gateway), 5, "it was counted")
+        await until(lambda: counted(gateway), "it was counted")
 
 
 async def counted(gateway: Gateway) -> bool:

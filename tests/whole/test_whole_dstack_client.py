@@ -14,7 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 from ssh_server import SshServer, ssh_processes
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 
 pytestmark = pytest.mark.dstack
@@ -60,7 +61,7 @@ async def dstack_server(admin: Path) -> AsyncIterator[DstackServer]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await process.wait()
 
 
@@ -153,11 +154,11 @@ async def test_a_run_from_its_start_to_its_end(
             assert (stats["project_name"], stats["run_name"]) == ("main", "llama")
             return bool(stats["stats"]["30"]["requests"] == 1)
 
-        await eventually(counted, 10, "the request in the statistics")
+        await until(counted, "the request in the statistics")
         await dstack.call("unregister_replica", project="main", run_name="llama", job_id=job_id)
         async with clients.get("/v1/models", headers=headers) as answer:
             assert answer.status == 503
-        await eventually(lambda: not ssh_processes(str(home)), 10, "its tunnel is closed")
+        await until(lambda: not ssh_processes(str(home)), "its tunnel is closed")
         await dstack.call("unregister_service", project="main", run_name="llama")
         assert await dstack.call("list_services") in ([], None)
         gone = await dstack.tell("unregister_service", project="main", run_name="llama")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from nginx_reference import Arrival, Explanations, arrive, nginx
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_watch import worker
 
@@ -128,7 +129,7 @@ async def statuses(
     tasks = [asyncio.create_task(one(start)) for _ in range(count)]
     await asyncio.sleep(0)
     start.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         return Counter(await asyncio.gather(*tasks))
 
 
@@ -140,7 +141,7 @@ async def test_a_burst_over_many_connections_and_all_workers_is_exact(gateway: G
     def lines() -> list[str]:
         return [line for line in gateway.access_lines() if " burst " in line]
 
-    await eventually(lambda: len(lines()) >= 150, 5, "access lines")
+    await until(lambda: len(lines()) >= 150, "access lines")
     assert len({worker(line) for line in lines()}) == 2
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from whole_gateway import Gateway, Metrics, eventually, gatewayd
+from waiting import until
+from whole_gateway import Gateway, Metrics, gatewayd
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
@@ -87,7 +88,7 @@ async def reported(gateway: Gateway, requests: float) -> Metrics:
         metrics = await gateway.metrics()
         return metrics if metrics.total("gatewayd_requests_total") >= requests else None
 
-    found = await eventually(enough, 5, f"{requests:g} requests are reported")
+    found = await until(enough, f"{requests:g} requests are reported")
     assert found is not None
     return found
 
@@ -152,7 +153,7 @@ async def test_a_known_series_is_counted_exactly(whole: Whole) -> None:
     assert metrics.total("gatewayd_upstream_errors_total", service="dead", replica="gone") >= 1
     assert metrics.total("gatewayd_retries_total", service="open") == 0
     # Each worker had its share of it.
-    await eventually(lambda: len(whole.gateway.access_lines()) >= total, 3)
+    await until(lambda: len(whole.gateway.access_lines()) >= total)
     ids = [REQUEST_ID.search(line) for line in whole.gateway.access_lines()]
     assert len({found[1] for found in ids if found}) == 2
 
@@ -179,7 +180,7 @@ async def test_what_runs_is_shown_while_it_runs(whole: Whole) -> None:
     async def none() -> bool:
         return (await whole.gateway.metrics()).total(name) == 0
 
-    await eventually(none, 3)
+    await until(none)
 
 
 async def test_gauges_of_the_whole(whole: Whole) -> None:
@@ -203,7 +204,7 @@ async def test_promtool_finds_nothing_to_say(whole: Whole) -> None:
         stderr=asyncio.subprocess.STDOUT,
     )
     text = (await whole.gateway.metrics()).text
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         out, _ = await process.communicate(text.encode())
     assert (process.returncode, out.decode()) == (0, "")
 
@@ -227,7 +228,7 @@ async def test_status_tells_the_same_everywhere(whole: Whole) -> None:
                 del process["connections"]
         return asked if shown == asked else {}
 
-    asked = await eventually(same, 15, "the command and the call tell the same")
+    asked = await until(same, "the command and the call tell the same")
     code, table, err = await gatewayd("status", *admin)
     assert (code, err) == (0, "")
     lines = [line.split() for line in table.splitlines()]
@@ -251,12 +252,12 @@ async def test_status_tells_the_same_everywhere(whole: Whole) -> None:
 async def test_access_lines_say_what_happened(whole: Whole) -> None:
     status, text = await whole.ask("open", "/who?secret=1", body=b"12345")
     assert status == 200
-    await eventually(lambda: "/who" in whole.gateway.access_lines()[-1], 3)
+    await until(lambda: "/who" in whole.gateway.access_lines()[-1])
 
     def last() -> list[str]:
         return [line for line in whole.gateway.access_lines() if '"POST /who" 200 5 ' in line]
 
-    await eventually(last, 3)
+    await until(last)
     fields = last()[-1].split()
     assert fields[1:5] == ["127.0.0.1", "open", "r0", "direct"]
     assert fields[5:10] == ['"POST', '/who"', "200", "5", str(len(text))]

@@ -13,7 +13,8 @@ import openai
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -243,7 +244,7 @@ async def test_completions_count_at_the_service(whole: Whole) -> None:
             and metrics.total("gatewayd_requests_total", service="llama", code="429") == 1
         )
 
-    await eventually(counted, 5, "counted at the service")
+    await until(counted, "counted at the service")
 
 
 async def test_refusals(whole: Whole) -> None:

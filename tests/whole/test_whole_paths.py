@@ -15,7 +15,8 @@ import aiohttp
 import aiohttp.web
 import pytest
 import pytest_asyncio
-from whole_gateway import INTERNAL, Gateway, eventually
+from waiting import until
+from whole_gateway import INTERNAL, Gateway
 from whole_outside import Trap, trap
 from whole_replicas import Replica
 
@@ -39,7 +40,7 @@ class Whole:
         """Status, head and body of the answer to exactly these bytes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.gateway.port)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 length = f"Content-Length: {len(body)}\r\n" if body else ""
                 request = f"{head}\r\nHost: {service}.test\r\n{length}Connection: close\r\n\r\n"
                 writer.write(request.encode() + body)
@@ -292,7 +293,7 @@ async def test_new_targets_ask_nobody_outside(whole: Whole) -> None:
     await whole.gateway.router_pid("through")
     for number in range(3):
         await whole.gateway.remove("through", f"more{number}")
-    await eventually(lambda: whole.gateway.router_pid("through"), 5)
+    await until(lambda: whole.gateway.router_pid("through"))
     assert whole.outside.caught == []
     logs = [*(whole.gateway.home / "state" / "router_logs").rglob("*.*")]
     assert len(logs) >= len(ROUTED)

@@ -14,7 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from whole_gateway import Gateway, eventually, gatewayd, gone
+from processes import gone
+from waiting import until
+from whole_gateway import Gateway, gatewayd
 from whole_pd import Chat, Engine, Engines, pd_service
 
 CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -37,7 +39,7 @@ async def chatting(
 
 async def chosen(one: Engine, other: Engine) -> tuple[Engine, Engine]:
     """The one that works on the only request that runs, and the other."""
-    await eventually(lambda: one.running + other.running == 1, 5)
+    await until(lambda: one.running + other.running == 1)
     return (one, other) if one.running else (other, one)
 
 
@@ -143,7 +145,7 @@ async def test_a_prefill_that_is_ready_late_is_asked_until_it_tells(home: Path) 
                 ]
                 return "not ready" in (shown["role_fault"] or "")
 
-            await chat.until(asked)
+            await until(asked)
             assert await chat.roles() == {"d0": "decode", "p0": "unknown"}
             assert not await chat.works()
             p0.ready = True
@@ -164,7 +166,7 @@ async def test_a_role_that_changes_with_a_restart_is_seen(home: Path) -> None:
             await chat.post()
             return (await chat.gateway.replica_states("chat"))["d1"] == "unreachable"
 
-        await chat.until(missed)
+        await until(missed)
         assert (await chat.roles())["d1"] == "unknown"
         await d1.start()
         await chat.until_roles(p0="prefill", d0="decode", d1="prefill")
@@ -173,7 +175,7 @@ async def test_a_role_that_changes_with_a_restart_is_seen(home: Path) -> None:
             await asyncio.gather(*(chat.post() for _ in range(4)))
             return bool(d1.rooms)
 
-        await chat.until(both)
+        await until(both)
         d1.role = "regular"  # started anew between two requests
         await chat.until_roles(p0="prefill", d0="decode", d1="regular")
         seen = len(d1.of("/v1/chat/completions"))
@@ -200,7 +202,7 @@ async def test_a_decode_that_dies_cuts_its_stream_and_is_replaced(home: Path) ->
         other.stepped = False
         other.step(1000)
         await chat.until_works()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while set((await chat.gateway.replica_states("chat")).values()) == {"up"}:
                 await chat.post()
         for _ in range(4):
@@ -235,17 +237,17 @@ async def test_half_a_request_is_not_left_waiting(home: Path, fails: str, waits:
         engines.all[fails].manner = "breaks"
         engines.all[waits].manner = "mute"
         for stream in (False, True):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 status, answer = await chat.post(stream=stream)
             assert (status, answer["error"]["code"]) == (502, "upstream_error")
         waiting = engines.all[waits]  # which is asked for its role all the while
-        await eventually(lambda: waiting.inferences[-1].outcome != "running", 10)
+        await until(lambda: waiting.inferences[-1].outcome != "running")
         assert waiting.inferences[-1].outcome == "client gone"
 
         async def idle() -> bool:
             return set((await chat.gateway.in_flight("chat")).values()) == {0}
 
-        await chat.until(idle)
+        await until(idle)
 
 
 async def test_nobody_notices_replicas_that_come_and_go(home: Path) -> None:
@@ -292,7 +294,7 @@ async def test_drain_waits_for_both_halves(home: Path) -> None:
             async def counted() -> bool:
                 return (await chat.gateway.in_flight("chat"))[busy.name] == 1
 
-            await chat.until(counted)
+            await until(counted)
             drain = asyncio.create_task(chat.gateway.drain("chat", busy.name, 10))
             for _ in range(3):
                 assert (await chat.post())[1]["id"] == other.name
@@ -313,7 +315,7 @@ async def test_nothing_goes_past_a_router_that_is_down(home: Path) -> None:
         await chat.until_works()
         await chat.kill_router()
         seen = 0
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while True:
                 async with chat.ask() as response:
                     if response.status == 200 and seen:
@@ -336,8 +338,8 @@ async def test_a_bridge_that_is_replaced_knows_where_they_meet(home: Path) -> No
         await chat.until_works()
         pid = (await chat.gateway.status())["bridge"]["pid"]
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: gone(pid), 3)
-        async with asyncio.timeout(10):
+        await until(lambda: gone(pid))
+        async with asyncio.timeout(30):
             assert await chat.works()
 
 

@@ -20,7 +20,8 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
-from whole_gateway import INTERNAL, Gateway, eventually
+from waiting import until
+from whole_gateway import INTERNAL, Gateway
 from whole_replicas import Replica, replica_process
 from whole_streams import Clients, begin
 
@@ -47,7 +48,7 @@ class Whole:
 
     async def settled(self, service: str) -> None:
         """Its replicas are up, and its router has them all."""
-        await eventually(lambda: self._all_up(service), 5, "all replicas are up")
+        await until(lambda: self._all_up(service), "all replicas are up")
         if ROUTER.get(service):
             await self.gateway.router_pid(service)
 
@@ -138,7 +139,7 @@ async def test_a_replica_killed_in_a_stream_is_seen_as_a_cut(whole: Whole, servi
             with pytest.raises((httpx2.RemoteProtocolError, openai.APIConnectionError)):
                 async for _ in chunks:
                     pass
-        assert await stream.over(2) == "cut"
+        assert await stream.over() == "cut"
         # It is gone: an answer that says so, at once, and nothing of our inside.
         began = time.monotonic()
         async with whole.session.post(
@@ -178,7 +179,7 @@ async def test_a_replica_that_vanishes_costs_no_request_and_is_used_again(
     try:
         for _ in range(5):
             await several(clients)
-        await eventually(lambda: _states(whole, service, "unreachable"), 2, "status says so")
+        await until(lambda: _states(whole, service, "unreachable"), "status says so")
         await gone.come_back()
         back = time.monotonic()
         seen = len(gone.inferences)
@@ -187,7 +188,7 @@ async def test_a_replica_that_vanishes_costs_no_request_and_is_used_again(
             await several(clients)
             return len(gone.inferences) > seen
 
-        await eventually(used, 3, "it is used again")
+        await until(used, "it is used again")
         assert time.monotonic() - back < 2.5
     finally:
         other.gap_s = gone.gap_s = 0.0
@@ -225,7 +226,7 @@ async def test_a_lone_replica_that_vanishes_is_502_at_once_and_back_within_a_sec
     async def answered() -> bool:
         return (await clients.post())[0] == 200
 
-    await eventually(answered, 3)
+    await until(answered)
     assert time.monotonic() - back < 1.2
 
 
@@ -253,7 +254,7 @@ async def test_a_replica_that_never_answers_is_504_at_the_limit(whole: Whole, se
         assert answer["error"]["code"] == "upstream_timeout"  # type: ignore[index]
         assert 0.9 < took < 2.5
         (recorded,) = mute.inferences  # asked once, and told that nobody waits any more
-        await eventually(lambda: recorded.outcome == "client gone", 2)
+        await until(lambda: recorded.outcome == "client gone")
 
 
 # --- the client leaves
@@ -283,7 +284,7 @@ async def test_a_client_that_leaves_before_the_first_byte(
             f"Content-Length: {len(sent)}\r\n\r\n".encode()
             + sent
         )
-        await eventually(lambda: sum(len(r.inferences) for r in replicas) > seen, 2)
+        await until(lambda: sum(len(r.inferences) for r in replicas) > seen)
         (recorded,) = [r.inferences[-1] for r in replicas if r.running]
         writer.transport.abort()
         left = time.monotonic()
@@ -294,12 +295,12 @@ async def test_a_client_that_leaves_before_the_first_byte(
                     replica.step()
             return recorded.outcome == "client gone"
 
-        await eventually(told, 3, "the replica was told")
+        await until(told, "the replica was told")
         assert time.monotonic() - left < 1
     finally:
         for replica in replicas:
             replica.stepped = False
-    await eventually(lambda: _idle(whole, service), 2, "nothing is counted as running")
+    await until(lambda: _idle(whole, service), "nothing is counted as running")
 
 
 @pytest.mark.parametrize("service", ["direct", "steered"])
@@ -314,13 +315,13 @@ async def test_a_client_that_leaves_a_quiet_stream(whole: Whole, service: str) -
         assert stream.task is not None
         stream.task.cancel()
         left = time.monotonic()
-        await eventually(lambda: recorded.outcome == "client gone", 3, "the replica was told")
+        await until(lambda: recorded.outcome == "client gone", "the replica was told")
         assert time.monotonic() - left < 1
         assert recorded.tokens == 2
     finally:
         for replica in replicas:
             replica.stepped = False
-    await eventually(lambda: _idle(whole, service), 2, "nothing is counted as running")
+    await until(lambda: _idle(whole, service), "nothing is counted as running")
 
 
 async def _idle(whole: Whole, service: str) -> bool:

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import aiohttp
-from whole_gateway import Gateway, alive, eventually, gatewayd
+from processes import alive
+from waiting import until
+from whole_gateway import Gateway, gatewayd
 from whole_replicas import Replica
 from whole_routed import WAY, routed, routers_dead
 from whole_streams import Clients, begin
@@ -37,7 +39,7 @@ async def test_killed_routers_are_back_with_their_targets(home: Path) -> None:
         assert not set(pids) & {await whole.pid() for whole in both}
         assert time.monotonic() - noticed < 7
         for whole in both:
-            await eventually(whole.is_back, 5, "requests go through it again")
+            await until(whole.is_back, "requests go through it again")
             metrics = await gateway.metrics()
             assert metrics.total("gatewayd_router_up", service=whole.mode) == 1
             assert metrics.total("gatewayd_router_restarts_total", service=whole.mode) == 1
@@ -53,7 +55,7 @@ async def test_routers_that_hang_are_found_and_replaced(home: Path) -> None:
             os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         early = [asyncio.create_task(whole.clients.post(max_tokens=1)) for whole in both]
-        await eventually(lambda: not any(map(alive, pids)), 12, "found")
+        await until(lambda: not any(map(alive, pids)), "found")
         assert time.monotonic() - stopped < 11
         # Who asked while it hung: a steered request gives up on it by itself; one that lay in it
         # may have reached a replica, so it is answered with an error and not repeated.
@@ -63,7 +65,7 @@ async def test_routers_that_hang_are_found_and_replaced(home: Path) -> None:
         for whole, pid in zip(both, pids, strict=True):
             assert await whole.ways(4) <= {"direct", "fallback", WAY[whole.mode]}
             assert await whole.pid() != pid
-            await eventually(whole.is_back, 5, "requests go through it again")
+            await until(whole.is_back, "requests go through it again")
 
 
 async def test_a_router_that_cannot_start_is_said_and_missed_by_nobody(home: Path) -> None:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from whole_gateway import eventually, gatewayd
+from waiting import until
+from whole_gateway import gatewayd
 from whole_routed import WAY, Routed, routed, routers_dead
 from whole_streams import begin
 
@@ -37,7 +38,7 @@ async def test_replicas_come_and_go_and_so_does_the_router(home: Path, mode: str
             assert await whole.ways(4) == {"fallback"}  # straight to the replicas
         assert {await s.over() for s in streams} == {"cut" if mode == "through" else "whole"}
         assert await whole.pid() != pid
-        await eventually(whole.is_back, 5, "requests go through it again")
+        await until(whole.is_back, "requests go through it again")
         assert {r.running for r in whole.replicas} == {0}
         # The router's key is nobody else's business.
         sent = [request for r in whole.replicas for request in r.requests]
@@ -82,7 +83,7 @@ async def what_it_refuses_a_replica_may_still_take(whole: Routed) -> None:
         metrics = await whole.gateway.metrics()
         return metrics.total("gatewayd_steering_total", outcome="refused") == 2
 
-    await eventually(counted, 5)
+    await until(counted)
 
 
 async def held_requests_are_spread_and_prefixes_stay(whole: Routed) -> None:
@@ -92,7 +93,7 @@ async def held_requests_are_spread_and_prefixes_stay(whole: Routed) -> None:
     asked = []
     for prompt in prompts:  # one after the other: decisions of the same moment know no loads
         asked.append(asyncio.create_task(whole.clients.post(prompt=prompt, max_tokens=1)))
-        await eventually(lambda: sum(r.running for r in whole.replicas) == len(asked), 5)
+        await until(lambda: sum(r.running for r in whole.replicas) == len(asked))
     assert {r.running for r in whole.replicas} == {len(prompts) // 2}
     for replica in whole.replicas:
         replica.gate.set()

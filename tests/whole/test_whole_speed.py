@@ -13,7 +13,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from whole_gateway import Gateway, eventually, processes_of
+from waiting import until
+from whole_gateway import Gateway, processes_of
 from whole_replicas import Replica
 from whole_watch import worker
 
@@ -53,7 +54,7 @@ async def test_a_change_is_everywhere_when_its_call_returns_within_100_ms(home: 
             here, there = there, here
         assert statistics.median(took) < 0.1
         # The last lines are written up to 150 ms after their requests.
-        await eventually(lambda: len({worker(line) for line in gateway.access_lines()}) == 4, 3)
+        await until(lambda: len({worker(line) for line in gateway.access_lines()}) == 4)
 
 
 async def all_run_in_turns(gateway: Gateway) -> None:

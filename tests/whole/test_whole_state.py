@@ -8,7 +8,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
@@ -74,4 +75,4 @@ async def test_services_survive_a_kill_and_a_restart(
         async def serves() -> bool:
             return (await Clients(gateway.url, "late", session).post(max_tokens=1))[0] == 200
 
-        await eventually(serves, 5, "the service is back")
+        await until(serves, "the service is back")

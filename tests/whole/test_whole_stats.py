@@ -11,7 +11,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from whole_gateway import Gateway, alive, eventually, processes_of
+from processes import alive
+from waiting import until
+from whole_gateway import Gateway, processes_of
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
@@ -125,7 +127,7 @@ async def test_a_killed_worker_takes_no_request_out_of_the_statistics(
                 workers = (await gateway.status())["workers"]
                 return all(w["state"] == "ready" and w["pid"] not in old for w in workers)
 
-            await eventually(replaced, 10, "successors")
+            await until(replaced, "successors")
             assert await requests(gateway) == [15 * (number + 1)] * 3
 
 
@@ -151,7 +153,7 @@ async def test_a_killed_control_loses_nothing_and_its_streams_stay_load(
         gateway.allow("control is gone", "of an earlier control drains")
         clients = Clients(gateway.url, "llama", session)
         await ask(clients, 5)
-        await eventually((home / "state" / "demand.json").exists, 10, "it was kept once")
+        await until((home / "state" / "demand.json").exists, "it was kept once")
         old = set(processes_of(gateway.tmp))
         streams = await begin(clients, 3, tokens=50)
         replica.gate.clear()
@@ -166,7 +168,7 @@ async def test_a_killed_control_loses_nothing_and_its_streams_stay_load(
         assert await requests(gateway) == [10, 10, 10]
         replica.gate.set()
         await asyncio.gather(*(one.over() for one in streams))
-        await eventually(lambda: not any(map(alive, old)), 10, "the survivors have left")
+        await until(lambda: not any(map(alive, old)), "the survivors have left")
         assert await requests(gateway) == [10, 10, 10]
         await ask(clients, 1)
         assert await requests(gateway) == [11, 11, 11]

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from processes import alive
 from ssh_server import SshServer, ssh_processes
-from whole_gateway import Gateway, alive, eventually, processes_of
+from waiting import refuses, until
+from whole_gateway import Gateway, processes_of
 
 STREAM = json.dumps(
     {
@@ -44,10 +46,10 @@ class Succeeded(Gateway):
             await self.close_admin()
             return int(status["pid"]) if status["pid"] != before and status["ready"] else 0
 
-        self.pid = await eventually(another, 30, "the successor answers")
+        self.pid = await until(another, "the successor answers")
 
     async def until_logged(self, text: str, times: int = 1) -> None:
-        await eventually(lambda: self.read_log().count(text) >= times, 30, text)
+        await until(lambda: self.read_log().count(text) >= times, text)
 
     async def stop(self, *, judge: bool = True) -> None:
         await self.close_admin()
@@ -57,12 +59,12 @@ class Succeeded(Gateway):
             await super().stop(judge=judge)
             return
         os.kill(self.pid, signal.SIGTERM)
-        await eventually(lambda: not alive(self.pid), 20, "the successor has ended")
-        async with asyncio.timeout(20):
+        await until(lambda: not alive(self.pid), "the successor has ended")
+        async with asyncio.timeout(30):
             code = await first.wait()
         if judge:
             assert code == 0, self.read_log()
-            await eventually(lambda: not processes_of(self.tmp), 5, "no process is left")
+            await until(lambda: not processes_of(self.tmp), "no process is left")
             self.judge()
 
 
@@ -149,13 +151,13 @@ async def test_nobody_is_refused_and_nothing_is_cut_twice_in_a_row(
         open_then = descriptors(first)
         async with load.running():
             streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(20)]
-            await eventually(lambda: engine.running == 20, 10)
+            await until(lambda: engine.running == 20)
             await gateway.succeed()
             assert not any(stream.done() for stream in streams)
             assert alive(first)  # it carries them
             second = gateway.pid
             enough = load.answered + 50
-            await eventually(lambda: load.answered > enough, 10, "the successor serves")
+            await until(lambda: load.answered > enough, "the successor serves")
             await gateway.change(
                 "llama/replicas/register", {"id": "b", "url": "http://127.0.0.1:9"}
             )
@@ -164,10 +166,10 @@ async def test_nobody_is_refused_and_nothing_is_cut_twice_in_a_row(
             engine.gap_s = 0.0
             whole = await asyncio.gather(*streams)
             assert all(b"\ndata: [DONE]\n" in answer for answer in whole), whole[0]
-            await eventually(lambda: not alive(first) and not alive(second), 10)
+            await until(lambda: not alive(first) and not alive(second))
             assert (run_dir / "gatewayd.pid").read_text() == f"{gateway.pid}\n"
         # Nothing is handed on that nobody uses.
-        await eventually(lambda: descriptors(gateway.pid) <= open_then + 2, 5)
+        await until(lambda: descriptors(gateway.pid) <= open_then + 2)
         gateway.allow("accept connections")
 
 
@@ -183,7 +185,7 @@ async def test_the_number_of_workers_may_change(
             await gateway.succeed()
             assert len(await gateway.worker_pids()) == after
             enough = load.answered + 100
-            await eventually(lambda: load.answered > enough, 10)
+            await until(lambda: load.answered > enough)
 
 
 async def test_addresses_that_the_file_no_longer_names_are_closed(
@@ -194,17 +196,8 @@ async def test_addresses_that_the_file_no_longer_names_are_closed(
         gateway.config["listen"]["http"] = f"unix:{home}/public.sock"
         gateway.write_file()
         await gateway.succeed()
-
-        async def refused() -> bool:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", old)
-            except ConnectionRefusedError:
-                return True
-            writer.close()
-            return False
-
         # The predecessor closes it once it has been told that the successor took over.
-        await eventually(refused, 5, "the address is closed")
+        await until(lambda: refuses(old), "the address is closed")
         reader, writer = await asyncio.open_unix_connection(str(home / "public.sock"))
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: llama.test\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
@@ -222,7 +215,7 @@ async def test_streams_by_way_of_a_router_end_whole(
         load = Load(gateway.port)
         engine.gap_s = 0.1
         streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(6)]
-        await eventually(lambda: engine.running == 6, 10)
+        await until(lambda: engine.running == 6)
         await gateway.succeed()
         assert await gateway.router_pid("llama") != first
         assert alive(first)
@@ -230,7 +223,7 @@ async def test_streams_by_way_of_a_router_end_whole(
         engine.gap_s = 0.0
         for answer in await asyncio.gather(*streams):
             assert b"\ndata: [DONE]\n" in answer
-        await eventually(lambda: not alive(first), 10, "the first router is gone")
+        await until(lambda: not alive(first), "the first router is gone")
         assert (await load.ask(STREAM)).startswith(b"HTTP/1.1 200")
 
 
@@ -253,15 +246,15 @@ async def test_a_stream_through_a_tunnel_ends_whole_and_the_next_has_its_own(
                 engine.gap_s = 0.1
                 async with load.running(2):
                     streams = [asyncio.create_task(load.ask(STREAM)) for _ in range(4)]
-                    await eventually(lambda: engine.running == 4, 10)
+                    await until(lambda: engine.running == 4)
                     await gateway.succeed()
                     assert not any(stream.done() for stream in streams)
                     engine.gap_s = 0.0
                     for answer in await asyncio.gather(*streams):
                         assert b"\ndata: [DONE]\n" in answer
-                    await eventually(lambda: len(ssh_processes(str(home))) == 1, 10)
+                    await until(lambda: len(ssh_processes(str(home))) == 1)
                     enough = load.answered + 50
-                    await eventually(lambda: load.answered > enough, 10)
+                    await until(lambda: load.answered > enough)
         finally:
             await sshd.stop()
 
@@ -319,10 +312,8 @@ async def test_a_successor_that_is_killed_while_starting_is_got_over(
             moment = (lambda: recorded(home) > workers) if serving else (lambda: True)
             await asyncio.to_thread(kill_successor, gateway, moment)
             await gateway.until_logged("was killed by SIGKILL; this one goes on")
-            await eventually(lambda: recorded(home) == workers, 10)
-            await eventually(
-                lambda: len(processes_of(gateway.tmp)) == 3, 10, "its workers are gone"
-            )
+            await until(lambda: recorded(home) == workers)
+            await until(lambda: len(processes_of(gateway.tmp)) == 3, "its workers are gone")
             url = {"id": "b", "url": "http://127.0.0.1:9"}
             await gateway.change("llama/replicas/register", url)
             await gateway.remove("llama", "b")
@@ -332,7 +323,7 @@ async def test_a_successor_that_is_killed_while_starting_is_got_over(
 async def test_a_stop_while_the_successor_starts_ends_both(home: Path, engine: FakeEngine) -> None:
     async with Succeeded(home, services(home)) as gateway:
         gateway.signal(signal.SIGUSR2)
-        await eventually(lambda: successor_of(gateway), 10)
+        await until(lambda: successor_of(gateway))
         gateway.signal(signal.SIGTERM)
         assert await gateway.exited(30) == 0
 
@@ -353,10 +344,8 @@ async def test_systemd_is_told_who_the_unit_is_now(home: Path, engine: FakeEngin
         env = {"NOTIFY_SOCKET": str(home / "notify")}
         async with Succeeded(home, services(home), env=env) as gateway:
             gateway.signal(signal.SIGHUP)
-            await eventually(lambda: heard == ["READY=1", "RELOADING=1", "READY=1"], 10, str(heard))
+            await until(lambda: heard == ["READY=1", "RELOADING=1", "READY=1"], str(heard))
             await gateway.succeed()
-            await eventually(
-                lambda: heard[3:] == [f"MAINPID={gateway.pid}", "BARRIER=1", "READY=1"], 9
-            )
+            await until(lambda: heard[3:] == [f"MAINPID={gateway.pid}", "BARRIER=1", "READY=1"])
         assert heard[6:] == ["STOPPING=1"]
         asyncio.get_running_loop().remove_reader(systemd)

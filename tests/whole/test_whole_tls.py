@@ -17,7 +17,8 @@ import pytest
 import pytest_asyncio
 import websockets
 from certificates import Authority, make_authority, write_pair
-from whole_gateway import Gateway, eventually, gatewayd, processes_of
+from waiting import until
+from whole_gateway import Gateway, gatewayd, processes_of
 from whole_replicas import Replica
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -93,7 +94,7 @@ async def run(*argv: str, said: bytes = b"") -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         output, _ = await process.communicate(said)
     assert process.returncode is not None
     return process.returncode, output.decode(errors="replace")
@@ -224,7 +225,7 @@ async def test_the_openai_client(secure: Secure) -> None:
     url = f"https://localhost:{secure.gateway.tls_port}/v1"
     try:
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(30),
             openai.AsyncOpenAI(base_url=url, api_key="none", http_client=http) as client,
         ):
             stream = await client.chat.completions.create(
@@ -250,7 +251,7 @@ async def test_a_client_that_leaves_ends_its_stream(secure: Secure) -> None:
             async with session.post(url, json=body) as response:
                 secure.replica.step()
                 await response.content.readline()
-        await eventually(lambda: secure.replica.inferences[-1].outcome == "client gone", 2)
+        await until(lambda: secure.replica.inferences[-1].outcome == "client gone")
     finally:
         secure.replica.stepped = False
 
@@ -303,7 +304,7 @@ async def test_certificates_change_under_load(secure: Secure) -> None:
             for _ in range(3):
                 seen = set(secure.served)
                 secure.renew()
-                await eventually(lambda seen=seen: secure.served - seen, 5)  # type: ignore[misc]
+                await until(lambda seen=seen: secure.served - seen)  # type: ignore[misc]
             stop.set()
     finally:
         secure.replica.gap_s = 0.0
@@ -311,7 +312,7 @@ async def test_certificates_change_under_load(secure: Secure) -> None:
     assert answered > 20
     # Whichever worker: the newest.
     secure.served.clear()
-    await eventually(lambda: _all_new(secure), 5)
+    await until(lambda: _all_new(secure))
     for _ in range(20):
         await secure.get()
     assert len(secure.served) == 1
@@ -338,7 +339,7 @@ async def test_a_broken_pair_keeps_the_old_one_and_says_so(secure: Secure) -> No
         (certificate,) = (await gateway.status())["certificates"]
         return "does not belong" in (certificate["fault"] or "")
 
-    await eventually(told, 10)
+    await until(told)
     assert (await secure.get())[0] == 200
     code, output, _ = await gatewayd("status", "--admin", f"unix:{gateway.admin_path}")
     assert code == 0
@@ -348,7 +349,7 @@ async def test_a_broken_pair_keeps_the_old_one_and_says_so(secure: Secure) -> No
     assert code == 2
     assert "certificate.key: " in errors
     (secure.folder / "gw.key").write_bytes(before)
-    await eventually(lambda: _all_new(secure), 10)
+    await until(lambda: _all_new(secure))
 
 
 async def test_a_worker_that_was_replaced_has_them(secure: Secure) -> None:
@@ -361,7 +362,7 @@ async def test_a_worker_that_was_replaced_has_them(secure: Secure) -> None:
         status = await gateway.status()
         return bool(status["ready"]) and all(w["restarts"] for w in status["workers"])
 
-    await eventually(back, 10)
+    await until(back)
     for _ in range(8):
         assert (await secure.get())[0] == 200
 
@@ -374,7 +375,7 @@ async def test_failures_are_counted(secure: Secure) -> None:
         metrics = await secure.gateway.metrics()
         return metrics.total("gatewayd_rejections_total", reason="tls_unknown_name") > 0
 
-    await eventually(counted, 5)
+    await until(counted)
     metrics = await secure.gateway.metrics()
     (end,) = metrics.matching("gatewayd_certificate_expiry_timestamp_seconds", domain="*.gw.test")
     assert end > 1.7e9

@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 from ssh_server import SshServer, ssh_processes
-from whole_gateway import Gateway, eventually
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_streams import Clients, begin
 
@@ -79,7 +80,7 @@ async def test_a_stream_ends_whole_while_its_replica_is_unregistered(
         clients = Clients(gateway.url, "run", session)
         replica.step(2)
         (stream,) = await begin(clients, 1, 5)
-        async with asyncio.timeout(3):  # it does not wait for the stream
+        async with asyncio.timeout(30):  # it does not wait for the stream
             await gateway.remove("run", "a")
         assert (await gateway.service("run"))["replicas"] == []
         async with session.get(f"{gateway.url}/", headers={"Host": "run.test"}) as refused:
@@ -87,7 +88,7 @@ async def test_a_stream_ends_whole_while_its_replica_is_unregistered(
         assert len(ssh_processes(str(home))) == 2
         replica.step(3)
         assert await stream.over() == "whole"
-        await eventually(lambda: not ssh_processes(str(home)), 5, "the tunnel is closed")
+        await until(lambda: not ssh_processes(str(home)), "the tunnel is closed")
         assert not list((home / "state" / "ssh").iterdir())
 
 
@@ -103,7 +104,7 @@ async def test_at_the_drain_deadline_a_tunnel_is_closed_all_the_same(
         (stream,) = await begin(Clients(gateway.url, "run", session), 1, 5)
         await gateway.change("run/unregister")
         assert await stream.over() == "cut"
-        await eventually(lambda: not ssh_processes(str(home)), 5, "the tunnel is closed")
+        await until(lambda: not ssh_processes(str(home)), "the tunnel is closed")
 
 
 async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
@@ -127,7 +128,7 @@ async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
         async def refused() -> bool:
             return "refused" in ((await state_of(gateway, "llama"))["tunnel_fault"] or "")
 
-        await eventually(refused, 10, "ssh's words in the status")
+        await until(refused, "ssh's words in the status")
         assert (await state_of(gateway, "llama"))["state"] == "connecting"
         metrics = await gateway.metrics()
         assert metrics.total("gatewayd_replicas", service="llama", state="connecting") == 1
@@ -139,20 +140,20 @@ async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
         async def state(wanted: str) -> bool:
             return bool((await state_of(gateway, "llama"))["state"] == wanted)
 
-        await eventually(lambda: state("connecting"), 10, "out of rotation")
+        await until(lambda: state("connecting"), "out of rotation")
         await server.start()
-        await eventually(lambda: state("up"), 10, "in rotation again")
+        await until(lambda: state("up"), "in rotation again")
         assert (await clients.post())[0] == 200
         # A reload closes what the file no longer has, and opens what it has now.
         gateway.config["services"] = [{"name": "llama"}]
         gateway.write_file()
         status, _ = await gateway.call("POST", "/api/reload")
         assert status == 200
-        await eventually(lambda: not ssh_processes(str(home)), 5, "closed")
+        await until(lambda: not ssh_processes(str(home)), "closed")
         gateway.config["services"] = [{"name": "llama", "replicas": [{"id": "b", "ssh": ssh}]}]
         gateway.write_file()
         await gateway.call("POST", "/api/reload")
-        await eventually(lambda: state("up"), 10, "another way to it")
+        await until(lambda: state("up"), "another way to it")
         assert (await clients.post())[0] == 200
 
 
@@ -168,7 +169,7 @@ async def test_a_killed_control_leaves_no_ssh_and_its_successor_opens_all_again(
         await gateway.close_admin()
         gateway.signal(signal.SIGKILL)
         await gateway.exited()
-        await eventually(lambda: not ssh_processes(str(home)), 5, "no ssh is left")
+        await until(lambda: not ssh_processes(str(home)), "no ssh is left")
         await gateway.spawn()
         await gateway.until_ready()
         async with aiohttp.ClientSession() as again:
@@ -201,9 +202,9 @@ async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
         body = over_ssh(server, replica.port) | {"ssh_head_proxy": None, "ssh_port": port}
         path = f"{SERVICES}/run/replicas/register"
         call = asyncio.create_task(gateway.call("POST", path, body))
-        await eventually(lambda: bool(ssh_processes(str(home))), 10, "ssh connects")
+        await until(lambda: bool(ssh_processes(str(home))), "ssh connects")
         gateway.signal(signal.SIGTERM)
-        await eventually(lambda: "answered first" in gateway.read_log(), 10, "it is told to stop")
+        await until(lambda: "answered first" in gateway.read_log(), "it is told to stop")
         gate.set()
         assert await call == (200, {"status": "ok"})
         assert await gateway.exited() == 0

@@ -25,29 +25,17 @@ from typing import Any, Self
 
 import aiohttp
 import yaml
-from whole_watch import (
-    INTERNAL,
-    Metrics,
-    alive,
-    eventually,
-    gatewayd,
-    gone,
-    processes_of,
-    request_id,
-)
+from waiting import PATIENCE_S, until
+from whole_watch import INTERNAL, Metrics, gatewayd, processes_of, request_id
 
 __all__ = [
     "INTERNAL",
     "Gateway",
     "Metrics",
-    "alive",
-    "eventually",
     "gatewayd",
-    "gone",
     "processes_of",
 ]
 
-START_S = 30.0
 _SUSPICIOUS = re.compile(
     r"Traceback|\b(WARNING|ERROR|CRITICAL)\b|Exception|never (awaited|retrieved)"
 )
@@ -157,7 +145,7 @@ class Gateway:
                 return False
             return status == 200
 
-        await eventually(ready, START_S, "ready", every_s=0.01)
+        await until(ready, "ready")
         self.started_s = time.monotonic() - self._began
         ports = {
             entry["kind"]: int(entry["address"].rpartition(":")[2])
@@ -167,7 +155,7 @@ class Gateway:
         self.port = ports["http"]
         self.tls_port = ports.get("https", 0)
 
-    async def exited(self, within_s: float = 15.0) -> int:
+    async def exited(self, within_s: float = PATIENCE_S) -> int:
         assert self._process is not None
         async with asyncio.timeout(within_s):
             return await self._process.wait()
@@ -227,7 +215,7 @@ class Gateway:
         def found() -> dict[str, str]:
             return {request_id(line): line.split()[4] for line in self.access_lines()}
 
-        await eventually(lambda: found().keys() >= set(request_ids), 3, "their access lines")
+        await until(lambda: found().keys() >= set(request_ids), "their access lines")
         return [found()[request_id] for request_id in request_ids]
 
     # --- its admin address
@@ -293,8 +281,8 @@ class Gateway:
         async def ready() -> bool:
             return (await self.call("GET", "/readyz"))[0] == 200
 
-        pid = await eventually(serving, 15, f"the router of {service} serves all its targets")
-        await eventually(ready, 15, "every worker has the snapshot that says so")
+        pid = await until(serving, f"the router of {service} serves all its targets")
+        await until(ready, "every worker has the snapshot that says so")
         return pid
 
     async def metrics(self) -> Metrics:

@@ -16,14 +16,15 @@ import io
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from fake_engine import Recorded
-from whole_gateway import Gateway, eventually, gone
+from processes import gone
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 
 _MEET_S = 10.0
@@ -160,29 +161,26 @@ class Chat:
     async def works(self) -> bool:
         return (await self.post())[0] == 200
 
-    async def until(self, look: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> None:
-        await eventually(look, within_s, every_s=0.05)
-
-    async def until_works(self, within_s: float = 12.0) -> None:
-        await eventually(self.works, within_s, "a request is served", every_s=0.05)
+    async def until_works(self) -> None:
+        await until(self.works, "a request is served")
 
     async def until_roles(self, **roles: str) -> None:
         async def told() -> bool:
             return await self.roles() == roles
 
-        await eventually(told, 12, f"{roles}", every_s=0.05)
+        await until(told, f"{roles}")
 
     async def kill_router(self) -> None:
         pid = (await self.gateway.service("chat"))["router"]["pid"]
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: gone(pid), 3)
+        await until(lambda: gone(pid))
 
     async def until_lacks(self, *roles: str) -> None:
         async def lacks() -> bool:
             service = await self.gateway.service("chat")
             return service["router"]["lacks"] == list(roles) and not await self.works()
 
-        await eventually(lacks, 10, f"{roles} are missed", every_s=0.05)
+        await until(lacks, f"{roles} are missed")
 
     async def roles(self) -> dict[str, str]:
         replicas = (await self.gateway.service("chat"))["replicas"]

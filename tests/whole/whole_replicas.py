@@ -16,7 +16,7 @@ from typing import Literal
 
 from aiohttp import WSMsgType, web
 from fake_engine import FakeEngine, Recorded
-from whole_gateway import eventually
+from waiting import until
 
 from gatewayd.net.listeners import answers
 
@@ -90,7 +90,7 @@ async def replica_process(
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     try:
-        await eventually(lambda: answers(str(path)), 10, f"{path} is listened on")
+        await until(lambda: answers(str(path)), f"{path} is listened on")
         yield process
     finally:
         if process.returncode is None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from whole_gateway import Gateway, eventually
+from processes import ended
+from waiting import until
+from whole_gateway import Gateway
 from whole_replicas import Replica
 from whole_streams import Clients
-from whole_watch import ended
 
 WAY = {"through": "through", "steer": "steered"}
 
@@ -54,7 +55,7 @@ async def routers_dead(gateway: Gateway, *pids: int) -> AsyncIterator[None]:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         # Not sooner: what a dying one has just been sent cannot be known to be without effect.
-        await eventually(lambda: all(map(ended, pids)), 5, "the routers are dead")
+        await until(lambda: all(map(ended, pids)), "the routers are dead")
         yield
     finally:
         os.kill(gateway.pid, signal.SIGCONT)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 import aiohttp
+from waiting import PATIENCE_S
 
 CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
@@ -27,7 +28,7 @@ class Heard:
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[Heard] | None = None
 
-    async def over(self, within_s: float = 20.0) -> str:
+    async def over(self, within_s: float = PATIENCE_S) -> str:
         """How it ended, of one that `begin` began."""
         assert self.task is not None
         async with asyncio.timeout(within_s):
@@ -98,7 +99,7 @@ def _take(heard: Heard, event: dict[str, object]) -> None:
     heard.moved.set()
 
 
-async def reaches(heard: Heard, tokens: int, within_s: float = 10.0) -> None:
+async def reaches(heard: Heard, tokens: int, within_s: float = PATIENCE_S) -> None:
     """Wait until a stream has said so much, or has ended."""
     async with asyncio.timeout(within_s):
         while heard.tokens < tokens and not heard.end:
