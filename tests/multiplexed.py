@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from conversation import Replica, soon
@@ -247,3 +248,27 @@ class _Either(asyncio.Protocol):
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         protocol.data_received(data)
+
+
+HEAD = http2.post(b"/v1", b"router", ((b"x-ask", b"s0.1.1"),))
+
+
+@dataclass
+class Asker:
+    ends: list[str] = field(default_factory=list)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answered(self) -> None:
+        self.ends.append("answered")
+        self.moved.set()
+
+    def broken(self) -> None:
+        self.ends.append("broken")
+        self.moved.set()
+
+    async def end(self) -> str:
+        async with asyncio.timeout(30):
+            await self.moved.wait()
+        await asyncio.sleep(0.005)
+        (only,) = self.ends  # told once
+        return only

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conversation import Replica, Wire, open_tcp
+from conversation import Replica, Wire, open_tcp, post
 from datagrams import Frames
 from waiting import until
 
@@ -18,7 +18,7 @@ from gatewayd.bridge.main import BridgeRole
 from gatewayd.core.messages import Configure, Publish
 from gatewayd.core.model import Endpoint, Limits, Log, UnixAddress
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
-from gatewayd.core.steering import HELLO, finish, read_claim
+from gatewayd.core.steering import HELLO, finish, read_claim, token
 from gatewayd.net.link import Link
 from gatewayd.net.loads import LoadTable
 from gatewayd.proxy.plane import Plane
@@ -149,3 +149,16 @@ class Claiming:
             await self.role.aclose()
             await plane.aclose()
             self.loads.close()
+
+
+PATH = "/v1/chat/completions"
+FIELDS = ("X-Request-Id: abc", "Authorization: Bearer of-the-router")
+
+
+def asks(value: bytes, body: bytes = b'{"n": 1}', *fields: str) -> bytes:
+    """What a router sends on that only decides."""
+    return post(body, PATH, *FIELDS, f"X-Ask: {value.decode()}", *fields, host="127.0.0.1:10001")
+
+
+def tokens(slot: int = 0) -> list[bytes]:
+    return [token(slot, 1, number) for number in range(1, 200)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from claiming import Claiming
 from conversation import Replica, Wire, open_tcp
 from waiting import until
 
@@ -115,3 +116,16 @@ async def bridge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncItera
     yield bridge
     await bridge.settle()
     assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.fixture
+async def claiming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Claiming]:
+    # Long enough that a test sees what comes before it, on a busy machine too.
+    monkeypatch.setattr("gatewayd.bridge.claims._BEGIN_AFTER_S", 0.25)
+    claiming = Claiming(tmp_path)
+    yield claiming
+    await claiming.settle()
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert not errors

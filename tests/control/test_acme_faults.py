@@ -3,131 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import pytest_asyncio
-from acme_front import Front, payload, problem
+from acme_bench import DAY, NAME, Bench, orders
+from acme_front import Front, problem
 from aiohttp import web
 from pebble import Pebble
 
-from gatewayd.control import acme_store, acme_wire
-from gatewayd.control.acme_challenges import Proofs, call_hook
-from gatewayd.control.acme_issuer import Issuer
+from gatewayd.control import acme_wire
+from gatewayd.control.acme_challenges import call_hook
 from gatewayd.control.acme_server import AcmeServer
-from gatewayd.control.acme_store import AcmeStore
 from gatewayd.control.acme_wire import AcmeError
-from gatewayd.control.publisher import Publisher
-from gatewayd.control.renewals import Renewals
-from gatewayd.core.certificate import AcmeCertificate
-from gatewayd.core.messages import CertificatePair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-NAME = "a.example.com"
-DAY = 86400.0
-
-
-class Board:
-    """Where workers would be."""
-
-    def __init__(self) -> None:
-        self.http: list[Mapping[str, str]] = []
-        self.alpn: list[Mapping[str, CertificatePair]] = []
-
-    async def challenge(
-        self, http01: Mapping[str, str], alpn: Mapping[str, CertificatePair]
-    ) -> None:
-        self.http.append(http01)
-        self.alpn.append(alpn)
-
-
-class Bench:
-    """Renewals on their own, with clocks of ours."""
-
-    def __init__(self, folder: Path, *servers: str, ca_file: Path, **settings: Any) -> None:
-        self.settings = AcmeCertificate(servers, str(ca_file), **settings)
-        self.board = Board()
-        self.later_s = 0.0  # both clocks
-        self.off_s = 0.0  # the wall's alone
-        self.changes = 0
-        store = AcmeStore(folder)
-        clocks: dict[str, Any] = {
-            "clock": lambda: time.time() + self.later_s + self.off_s,
-            "monotonic": lambda: time.monotonic() + self.later_s,
-        }
-        proofs = Proofs(cast(Publisher, self.board))
-        self.issuer = Issuer(proofs, store, **clocks)
-        self.renewals = Renewals(store, self.issuer, self._changed, **clocks, chance=lambda: 0.5)
-
-    async def _changed(self) -> None:
-        self.changes += 1
-
-    async def __aenter__(self) -> Bench:
-        await self.renewals.load()
-        await self.issuer.follow(self.settings)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.renewals.aclose()
-
-    async def look(self, *names: str) -> None:
-        """One look, and the end of what it began."""
-        await self.renewals.look(names or (NAME,))
-        for managed in list(self.renewals.all()):
-            for task in (managed.issuing, managed.asking):
-                if task is not None:
-                    await task
-
-    @property
-    def serial(self) -> bytes | None:
-        managed = self.renewals.find(NAME)
-        return None if managed is None or managed.issued is None else managed.issued.chain
-
-    @property
-    def fault(self) -> str:
-        managed = self.renewals.find(NAME)
-        assert managed is not None
-        return managed.fault or ""
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def pebble(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pebble]:
-    home = tmp_path_factory.mktemp("pebble")
-    # Its validation has its tests in tests/whole. Requests are counted here.
-    env = {"PEBBLE_VA_ALWAYS_VALID": "1", "PEBBLE_WFE_NONCEREJECT": "0"}
-    async with Pebble(home, env=env, domainBlocklist=["blocked.example.com"]) as pebble:
-        yield pebble
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def shared_front(pebble: Pebble) -> AsyncIterator[Front]:
-    async with Front(pebble, pebble.home) as front:
-        yield front
-
-
-@pytest.fixture
-def front(shared_front: Front) -> Front:
-    shared_front.calm()
-    return shared_front
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def bench(tmp_path: Path, pebble: Pebble, front: Front) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path, front.directory, ca_file=pebble.ca_file) as bench:
-        yield bench
-
-
-def orders(front: Front) -> int:
-    return front.asked.count("/order-plz")
 
 
 async def test_an_authority_that_is_down_is_asked_again_and_the_old_one_serves(
@@ -293,100 +186,6 @@ async def test_an_account_that_is_gone_is_made_again(tmp_path: Path) -> None:
             await next_life.renewals.renew(NAME)
 
 
-@pytest.mark.parametrize(("off_s", "way"), [(3600, "ahead of"), (-3600, "behind")])
-async def test_a_wrong_clock_is_told_and_does_no_harm(
-    bench: Bench, front: Front, off_s: int, way: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench.off_s = off_s
-    await bench.look()
-    assert bench.serial is not None
-    assert f"{way} that of {front.directory}" in caplog.text
-    if off_s < 0:
-        assert "is valid only in" in caplog.text
-        assert "is the clock of this machine right?" in caplog.text
-    count = orders(front)
-    await bench.look()
-    assert orders(front) == count
-
-
-async def test_a_certificate_that_is_due_at_once_is_not_asked_for_again_and_again(
-    bench: Bench, front: Front
-) -> None:
-    bench.off_s = 80 * DAY
-    await bench.look()
-    assert bench.serial is not None
-    assert "due again by this machine's clock" in bench.fault
-    for _ in range(3):
-        await bench.look()
-    assert orders(front) == 1
-
-
-async def test_a_full_disk_is_told_once_and_the_certificate_saved_later(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write = acme_store.write_private
-
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(acme_store, "write_private", full)
-    caplog.set_level(logging.INFO)
-    await bench.look()
-    assert bench.changes == 1  # served
-    bench.later_s += 11
-    await bench.look()
-    assert caplog.text.count("cannot be saved: No space left on device; it is kept in memory") == 1
-    kept = tmp_path / "certificates" / f"{NAME}.pem"
-    assert not kept.exists()
-
-    monkeypatch.setattr(acme_store, "write_private", write)
-    bench.later_s += 11
-    await bench.look()
-    assert "is saved now" in caplog.text
-    assert bench.serial is not None
-    assert kept.read_bytes().endswith(bench.serial)
-
-
-async def test_renewal_is_when_the_authority_says_so(bench: Bench, front: Front) -> None:
-    window = [30 * DAY, 31 * DAY]
-    replaced: list[object] = []
-    asked: list[str] = []
-
-    def advised(path: str, body: bytes) -> bytes:
-        if path != "/dir":
-            return body
-        found = json.loads(body)
-        return json.dumps({**found, "renewalInfo": front.directory[:-4] + "/ari"}).encode()
-
-    async def advice(path: str, body: bytes) -> web.Response | None:
-        if path.startswith("/ari/"):
-            asked.append(path)
-            ends = [datetime.fromtimestamp(began + each, UTC).isoformat() for each in window]
-            told = {"suggestedWindow": {"start": ends[0], "end": ends[1]}}
-            return web.json_response(told, headers={"Retry-After": "86400"})
-        if path == "/order-plz":
-            replaced.append(payload(body).get("replaces"))
-        return None
-
-    front.before, front.after = advice, advised
-    began = time.time()
-    await bench.look()
-    first = bench.serial
-    await bench.look()
-    assert len(asked) == 1
-    await bench.look()
-    assert len(asked) == 1  # not before a day has gone
-    bench.later_s = 30.4 * DAY
-    await bench.look()
-    assert bench.serial == first
-    window[:] = [0.0, 1.0]  # a month early: it was revoked, say
-    bench.later_s += 1.1 * DAY - 0.4 * DAY
-    await bench.look()
-    await bench.look()
-    assert bench.serial != first
-    assert replaced == [None, asked[0].removeprefix("/ari/")]
-
-
 async def test_an_order_that_takes_hours_is_not_asked_about_before(
     bench: Bench, front: Front
 ) -> None:
@@ -404,26 +203,6 @@ async def test_an_order_that_takes_hours_is_not_asked_about_before(
     assert orders(front) == 1
     bench.later_s = 5100
     await bench.look()
-    assert bench.serial is not None
-
-
-async def test_what_cannot_be_revoked_is_served_on(bench: Bench, front: Front) -> None:
-    await bench.look()
-    managed = bench.renewals.find(NAME)
-    assert managed is not None
-    assert managed.issued is not None
-
-    async def no(path: str, body: bytes) -> web.Response | None:
-        return problem("serverInternal", status=500) if "revoke" in path else None
-
-    front.before = no
-    with pytest.raises(AcmeError, match="a fault on the authority's side"):
-        await bench.renewals.revoke(managed, managed.issued, 0)
-    assert managed.read is not None
-    front.before = None
-    await bench.renewals.revoke(managed, managed.issued, 4)
-    assert list(bench.renewals.reads()) == []
-    await bench.look()  # it is wanted
     assert bench.serial is not None
 
 
@@ -448,35 +227,6 @@ async def test_a_few_orders_at_a_time(
     assert len(list(bench.renewals.reads())) == 12
     assert most == 6
     assert front.asked.count("/sign-me-up") == 1  # one account for all
-
-
-async def test_what_nobody_wants_is_not_renewed_and_goes_in_the_end(
-    bench: Bench, front: Front, tmp_path: Path
-) -> None:
-    await bench.look()
-    bench.later_s = 91 * DAY
-    await bench.renewals.look(())
-    assert orders(front) == 1
-    assert len(list(bench.renewals.reads())) == 1
-    bench.later_s = 121 * DAY
-    await bench.renewals.look(())
-    assert list(bench.renewals.reads()) == []
-    assert list((tmp_path / "certificates").glob("*.pem")) == []
-
-
-async def test_damaged_files_are_told_and_asked_for_again(
-    bench: Bench, tmp_path: Path, pebble: Pebble, front: Front, caplog: pytest.LogCaptureFixture
-) -> None:
-    await bench.look()
-    folder = tmp_path / "certificates"
-    (folder / f"{NAME}.pem").write_bytes(b"\0" * 100)
-    for account in (folder / "accounts").iterdir():
-        account.write_bytes(b"{")
-    async with Bench(tmp_path, front.directory, ca_file=pebble.ca_file) as next_life:
-        assert "is damaged" in caplog.text
-        await next_life.look()
-        assert next_life.serial is not None
-        assert "account at" in caplog.text
 
 
 async def test_a_hook_that_fails_is_quoted_and_one_that_hangs_is_ended(tmp_path: Path) -> None:

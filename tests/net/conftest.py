@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -15,6 +16,11 @@ def pytest_asyncio_loop_factories(
     if item.path.name == "test_upstream_pool.py":
         return {"uvloop": uvloop.new_event_loop}
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name in ("test_link.py", "test_mux.py"):
+    if item.path.name in ("test_link.py", "test_mux.py", "test_mux_pool.py"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s"

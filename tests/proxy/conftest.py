@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from certificates import Authority, make_authority
 from harness import Gateway
 from steered import Steered
 
@@ -53,3 +54,14 @@ async def steered(gateway: Gateway) -> AsyncIterator[Steered]:
     steered = Steered(gateway)
     yield steered
     await steered.settle()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return make_authority()
+
+
+@pytest.fixture
+async def secure(gateway: Gateway, authority: Authority) -> Gateway:
+    await gateway.listen_tls(authority.pair("chat.example"))
+    return gateway

@@ -14,20 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conversation import Replica, Wire, open_tcp, open_unix
+from conversation import Replica, Wire, get, open_tcp, open_unix
 from waiting import until
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.messages import CertificatePair, ServiceTotals
-from gatewayd.core.model import (
-    Auth,
-    Endpoint,
-    Limits,
-    Log,
-    Service,
-    UnixAddress,
-    Upstream,
-)
+from gatewayd.core.model import Auth, Endpoint, Limits, Log, Service, UnixAddress, Upstream
 from gatewayd.core.model import Replica as Registered
 from gatewayd.core.snapshot import compile_snapshot
 from gatewayd.net.buckets import LocalStore
@@ -233,3 +225,6 @@ class Gateway:
             self.loads.close()
             self.demand.close()
             self.edge.demand.close()
+
+
+HELLO = get("/v1/models", host="chat.example")

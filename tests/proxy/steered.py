@@ -187,3 +187,7 @@ def headers_of(message: Message) -> list[tuple[str, str]]:
         for name, value in message.fields
         if name.lower() not in own and not name.lower().startswith("x-forwarded-")
     ]
+
+
+BODY = b'{"model": "m", "audio": "what no router parses"}'
+GONE_S = 0.1  # within which replica and router know that the client left

@@ -20,7 +20,7 @@ from whole_replicas import Replica
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REPLICAS = 4
-PREFIXES = 25
+PREFIXES = 100  # many, so that the share of one is small beside NOISE
 REQUESTS = 500
 AT_ONCE = 16
 NOISE = 0.1  # of a share

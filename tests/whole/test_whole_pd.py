@@ -6,10 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -17,30 +15,7 @@ from aiohttp import web
 from processes import gone
 from waiting import until
 from whole_gateway import Gateway, gatewayd
-from whole_pd import Chat, Engine, Engines, pd_service
-
-CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-
-
-@asynccontextmanager
-async def chatting(
-    home: Path, *engines: Engine, late: tuple[Engine, ...] = (), **router: Any
-) -> AsyncIterator[Chat]:
-    """A gateway before them; those that are `late` are in its file and do not listen yet."""
-    async with AsyncExitStack() as stack:
-        for engine in engines:
-            await stack.enter_async_context(engine)
-        gateway = Gateway(home, [pd_service(*engines, *late, **router)])
-        await stack.enter_async_context(gateway)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Chat(gateway, session)
-        assert not engines[0].engines.faults
-
-
-async def chosen(one: Engine, other: Engine) -> tuple[Engine, Engine]:
-    """The one that works on the only request that runs, and the other."""
-    await until(lambda: one.running + other.running == 1)
-    return (one, other) if one.running else (other, one)
+from whole_pd import CUT, Chat, Engine, Engines, chatting, chosen
 
 
 @pytest.mark.parametrize("router_type", ["sglang", "smg"])
@@ -178,6 +153,12 @@ async def test_a_role_that_changes_with_a_restart_is_seen(home: Path) -> None:
         await until(both)
         d1.role = "regular"  # started anew between two requests
         await chat.until_roles(p0="prefill", d0="decode", d1="regular")
+
+        async def left() -> bool:
+            router = (await chat.gateway.service("chat"))["router"]
+            return "d1" not in router["targets"]["serving"]
+
+        await until(left, "the router knows it no more")
         seen = len(d1.of("/v1/chat/completions"))
         for _ in range(6):
             assert await chat.works()

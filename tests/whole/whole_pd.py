@@ -16,7 +16,10 @@ import io
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -185,3 +188,27 @@ class Chat:
     async def roles(self) -> dict[str, str]:
         replicas = (await self.gateway.service("chat"))["replicas"]
         return {replica["id"]: replica["role"] for replica in replicas}
+
+
+CUT = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+@asynccontextmanager
+async def chatting(
+    home: Path, *engines: Engine, late: tuple[Engine, ...] = (), **router: Any
+) -> AsyncIterator[Chat]:
+    """A gateway before them; those that are `late` are in its file and do not listen yet."""
+    async with AsyncExitStack() as stack:
+        for engine in engines:
+            await stack.enter_async_context(engine)
+        gateway = Gateway(home, [pd_service(*engines, *late, **router)])
+        await stack.enter_async_context(gateway)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Chat(gateway, session)
+        assert not engines[0].engines.faults
+
+
+async def chosen(one: Engine, other: Engine) -> tuple[Engine, Engine]:
+    """The one that works on the only request that runs, and the other."""
+    await until(lambda: one.running + other.running == 1)
+    return (one, other) if one.running else (other, one)
