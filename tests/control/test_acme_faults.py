@@ -53,11 +53,11 @@ async def test_an_authority_that_is_down_is_asked_again_and_the_old_one_serves(
 async def test_a_slow_authority_delays_nothing_else(
     bench: Bench, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acme_wire, "_TIMEOUT", acme_wire.aiohttp.ClientTimeout(total=0.2))
-    front.delay_s = 0.5
+    monkeypatch.setattr(acme_wire, "_TIMEOUT", acme_wire.aiohttp.ClientTimeout(total=1))
+    front.delay_s = 2
     began = time.monotonic()
     await bench.renewals.look((NAME, "b.example.com"))
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 1
     await bench.look()
     assert "does not answer in time" in bench.fault
 

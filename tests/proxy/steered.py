@@ -190,4 +190,4 @@ def headers_of(message: Message) -> list[tuple[str, str]]:
 
 
 BODY = b'{"model": "m", "audio": "what no router parses"}'
-GONE_S = 0.1  # within which replica and router know that the client left
+GONE_S = 2.0  # within which replica and router know that the client left

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import pytest
@@ -91,12 +90,15 @@ async def test_yes_and_no_are_kept_per_service_and_token(gateway: Gateway, statu
 
 
 async def test_an_answer_is_asked_for_again_when_it_is_old(gateway: Gateway) -> None:
-    authority, _ = await guarded(gateway, cache=0.1)
+    authority, _ = await guarded(gateway, cache=1.0)
     assert (await ask(gateway)).status == 200
     authority.answers = reply(b"", status="403 Forbidden")
     assert (await ask(gateway)).status == 200
-    await asyncio.sleep(0.12)
-    assert (await ask(gateway)).status == 403
+
+    async def refused() -> bool:
+        return (await ask(gateway)).status == 403
+
+    await until(refused)
 
 
 async def test_many_at_once_ask_once(gateway: Gateway) -> None:
@@ -116,15 +118,18 @@ async def test_many_at_once_ask_once(gateway: Gateway) -> None:
 
 
 async def test_a_good_token_stays_good_while_the_authority_is_down(gateway: Gateway) -> None:
-    authority, _ = await guarded(gateway, cache=0.0, stale_if_error=0.5)
+    authority, _ = await guarded(gateway, cache=0.0, stale_if_error=2.0)
     assert (await ask(gateway)).status == 200
     authority.answers = reply(b"", status="500 Oops")
     assert (await ask(gateway)).status == 200
     await authority.stop()
     assert (await ask(gateway)).status == 200
     assert (await ask(gateway, "Authorization: Bearer unknown")).status == 503
-    await asyncio.sleep(0.55)
-    assert (await ask(gateway)).status == 503
+
+    async def refused() -> bool:
+        return (await ask(gateway)).status == 503
+
+    await until(refused)
 
 
 async def test_a_bad_token_does_not_become_good_by_that(gateway: Gateway) -> None:

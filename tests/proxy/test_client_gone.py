@@ -29,7 +29,7 @@ async def test_before_the_first_byte(gateway: Gateway, how: str) -> None:
     await client.send(post(b"{}"))
     wire, _ = await replica.request()
     getattr(client, how)()
-    assert await told(wire) < 0.5
+    assert await told(wire) < 2
     assert gateway.load(replica) == 0
     assert gateway.totals().codes == {499: 1}
 
@@ -43,7 +43,7 @@ async def test_in_a_quiet_stream(gateway: Gateway, how: str) -> None:
     await wire.send(reply(b"", framing="chunked")[:-5] + b"5\r\nhello\r\n")
     await client.upto(b"hello\r\n")
     getattr(client, how)()
-    assert await told(wire) < 0.5
+    assert await told(wire) < 2
     assert gateway.load(replica) == 0
     assert gateway.totals().codes == {200: 1}
 
@@ -68,7 +68,7 @@ async def test_behind_the_head_of_an_answer_that_prefills(gateway: Gateway) -> N
     await wire.send(reply(b"", framing="chunked")[:-5])
     await client.upto(b"\r\n\r\n")
     client.close()
-    assert await told(wire) < 0.5
+    assert await told(wire) < 2
 
 
 async def test_in_the_middle_of_an_upload(gateway: Gateway) -> None:
@@ -78,7 +78,7 @@ async def test_in_the_middle_of_an_upload(gateway: Gateway) -> None:
     wire = await replica.accept()
     await wire.upto(b"\r\n\r\n")
     client.close()
-    assert await told(wire) < 0.5
+    assert await told(wire) < 2
 
 
 async def test_with_an_upload_that_the_replica_does_not_take(gateway: Gateway) -> None:

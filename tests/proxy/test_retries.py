@@ -63,7 +63,7 @@ async def test_a_path_that_is_no_listening_socket_is_502_at_once(
     client = await gateway.client()
     started = gateway.loop.time()
     assert (await client.ask(get())).status == 502
-    assert gateway.loop.time() - started < 0.1
+    assert gateway.loop.time() - started < 2  # not the bound of connecting
 
 
 async def test_a_replica_is_used_again_within_a_second_of_its_return(gateway: Gateway) -> None:

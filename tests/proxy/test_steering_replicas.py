@@ -23,7 +23,7 @@ async def test_a_replica_that_refuses_is_asked_about_once_more(steered: Steered)
     steered.gateway.plane.on_news = told.set
     wire = await steered.client(post(BODY, PATH))
     asked = await steered.chosen(first)
-    async with asyncio.timeout(GONE_S + 0.4):
+    async with asyncio.timeout(GONE_S):
         await told.wait()  # control hears of it before the next report
     assert steered.gateway.plane.unreachable == {"main/chat|chat-a"}
     await steered.finished(asked)
