@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from gatewayd.control.metrics import Exposition
-from gatewayd.control.sample import RouterSample, Sample, ServiceSample
-from gatewayd.core.messages import ServiceTotals
+from exported import exported
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "configs/compose"
@@ -72,27 +69,8 @@ def test_every_metric_is_ours_and_every_one_is_shown() -> None:
 
 
 async def test_the_gateway_exports_them_with_these_labels() -> None:
-    totals = ServiceTotals(
-        codes={200: 1},
-        rejections={"auth": 1},
-        upstream_errors={("a", "connect"): 1},
-        ways={"direct": 1},
-        steering={"steered": 1},
-    )
-    sample = Sample(
-        services=[
-            ServiceSample("llm", totals, [("a", 1)], {"up": 1}, RouterSample(up=True, restarts=0))
-        ],
-        workers=1,
-        worker_restarts=0,
-        connections=1,
-        reloads={"ok": 1},
-    )
-    text = (await Exposition(lambda: sample).render()).decode()
-    exported: dict[str, set[str]] = {}
-    for name, labels in re.findall(r"^(gatewayd_\w+)(?:\{([^}]*)\})? ", text, re.MULTILINE):
-        exported[name] = set(re.findall(r"(\w+)=", labels))
-    assert {name: exported.get(name) for name in LABELS} == LABELS
+    shown = await exported()
+    assert {name: shown.get(name) for name in LABELS} == LABELS
 
 
 @pytest.mark.parametrize(

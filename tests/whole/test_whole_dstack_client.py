@@ -66,14 +66,6 @@ async def dstack_server(admin: Path) -> AsyncIterator[DstackServer]:
 
 
 @pytest.fixture
-async def sshd(tmp_path: Path) -> AsyncIterator[SshServer]:
-    server = SshServer(tmp_path / "sshd")
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
     async with Replica("a") as replica:
         yield replica

@@ -20,12 +20,6 @@ from whole_watch import worker
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
-
-
-@pytest.fixture
 async def replica(home: Path) -> AsyncIterator[Replica]:
     async with Replica("r0", home / "r0.sock", gap_s=0.03) as replica:
         yield replica

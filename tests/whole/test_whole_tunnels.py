@@ -21,20 +21,12 @@ SERVICES = "/api/registry/main/services"
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[SshServer]:
-    server = SshServer(tmp_path / "sshd")
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
     async with Replica("a", stepped=True) as replica:
         yield replica
 
 
-def registration(server: SshServer) -> dict[str, Any]:
+def registration(sshd: SshServer) -> dict[str, Any]:
     return {
         "run_name": "run",
         "domain": "run.test",
@@ -42,23 +34,23 @@ def registration(server: SshServer) -> dict[str, Any]:
         "auth": False,
         "client_max_body_size": 1 << 20,
         "options": {},
-        "ssh_private_key": server.key.reveal(),
+        "ssh_private_key": sshd.key.reveal(),
     }
 
 
-def over_ssh(server: SshServer, port: int) -> dict[str, Any]:
+def over_ssh(sshd: SshServer, port: int) -> dict[str, Any]:
     """Through a head proxy with a key of its own, as control planes send it."""
-    user, _, host = server.destination.partition("@")
-    head = {"username": user, "hostname": host, "port": server.port}
+    user, _, host = sshd.destination.partition("@")
+    head = {"username": user, "hostname": host, "port": sshd.port}
     return {
         "job_id": "a",
         "app_port": port,
-        "ssh_host": server.destination,
-        "ssh_port": server.port,
+        "ssh_host": sshd.destination,
+        "ssh_port": sshd.port,
         "ssh_proxy": None,
         "ssh_proxy_private_key": None,
         "ssh_head_proxy": head,
-        "ssh_head_proxy_private_key": server.key.reveal(),
+        "ssh_head_proxy_private_key": sshd.key.reveal(),
     }
 
 
@@ -68,11 +60,11 @@ async def state_of(gateway: Gateway, service: str) -> dict[str, Any]:
 
 
 async def test_a_stream_ends_whole_while_its_replica_is_unregistered(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     async with Gateway(home) as gateway, aiohttp.ClientSession() as session:
-        await gateway.change("register", registration(server))
-        await gateway.change("run/replicas/register", over_ssh(server, replica.port))
+        await gateway.change("register", registration(sshd))
+        await gateway.change("run/replicas/register", over_ssh(sshd, replica.port))
         assert len(ssh_processes(str(home))) == 2
         found = await state_of(gateway, "run")
         assert found["state"] == "up"
@@ -93,13 +85,13 @@ async def test_a_stream_ends_whole_while_its_replica_is_unregistered(
 
 
 async def test_at_the_drain_deadline_a_tunnel_is_closed_all_the_same(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     extra: Any = {"drain_timeout": "500ms"}
     async with Gateway(home, **extra) as gateway, aiohttp.ClientSession() as session:
         gateway.allow("tunnel of replica a of main/run cuts 1 requests", "Traceback|reset|closed")
-        await gateway.change("register", registration(server))
-        await gateway.change("run/replicas/register", over_ssh(server, replica.port))
+        await gateway.change("register", registration(sshd))
+        await gateway.change("run/replicas/register", over_ssh(sshd, replica.port))
         replica.step(2)
         (stream,) = await begin(Clients(gateway.url, "run", session), 1, 5)
         await gateway.change("run/unregister")
@@ -108,18 +100,18 @@ async def test_at_the_drain_deadline_a_tunnel_is_closed_all_the_same(
 
 
 async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     """The gateway starts without it, and a request waits until the tunnel is up."""
     ssh = {
-        "host": server.destination,
-        "port": server.port,
+        "host": sshd.destination,
+        "port": sshd.port,
         "app_port": replica.port,
-        "identity": server.identity,
+        "identity": sshd.identity,
     }
     proxied = ssh | {"proxy": [{k: ssh[k] for k in ("host", "port", "identity")}]}
     services = [{"name": "llama", "replicas": [{"id": "a", "ssh": proxied}]}]
-    await server.stop()
+    await sshd.stop()
     replica.step(100)
     async with Gateway(home, services) as gateway, aiohttp.ClientSession() as session:
         gateway.allow("tunnel of a of main/llama (is down|is up)")
@@ -133,15 +125,15 @@ async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
         metrics = await gateway.metrics()
         assert metrics.total("gatewayd_replicas", service="llama", state="connecting") == 1
         waiting = asyncio.create_task(clients.post())
-        await server.start()
+        await sshd.start()
         assert (await waiting)[0] == 200
-        await server.stop()
+        await sshd.stop()
 
         async def state(wanted: str) -> bool:
             return bool((await state_of(gateway, "llama"))["state"] == wanted)
 
         await until(lambda: state("connecting"), "out of rotation")
-        await server.start()
+        await sshd.start()
         await until(lambda: state("up"), "in rotation again")
         assert (await clients.post())[0] == 200
         # A reload closes what the file no longer has, and opens what it has now.
@@ -158,13 +150,13 @@ async def test_a_replica_of_the_file_is_out_while_its_server_is_away(
 
 
 async def test_a_killed_control_leaves_no_ssh_and_its_successor_opens_all_again(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     replica.step(100)
     async with Gateway(home) as gateway, aiohttp.ClientSession() as session:
         gateway.allow("control is gone; serving on", "pid .* of an earlier control drains")
-        await gateway.change("register", registration(server))
-        await gateway.change("run/replicas/register", over_ssh(server, replica.port))
+        await gateway.change("register", registration(sshd))
+        await gateway.change("run/replicas/register", over_ssh(sshd, replica.port))
         assert (await Clients(gateway.url, "run", session).post())[0] == 200
         await gateway.close_admin()
         gateway.signal(signal.SIGKILL)
@@ -185,21 +177,21 @@ async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     """Who registers replicas takes a cut connection for a refusal, and ends the replica."""
     gate = asyncio.Event()
 
     async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await gate.wait()
-        there = await asyncio.open_connection("127.0.0.1", server.port)
+        there = await asyncio.open_connection("127.0.0.1", sshd.port)
         await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer))
 
     slow = await asyncio.start_server(slowly, "127.0.0.1", 0)
     port = slow.sockets[0].getsockname()[1]
     async with slow, Gateway(home) as gateway:
-        await gateway.change("register", registration(server))
-        body = over_ssh(server, replica.port) | {"ssh_head_proxy": None, "ssh_port": port}
+        await gateway.change("register", registration(sshd))
+        body = over_ssh(sshd, replica.port) | {"ssh_head_proxy": None, "ssh_port": port}
         path = f"{SERVICES}/run/replicas/register"
         call = asyncio.create_task(gateway.call("POST", path, body))
         await until(lambda: bool(ssh_processes(str(home))), "ssh connects")
@@ -216,11 +208,11 @@ async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
 
 
 async def test_what_ssh_says_is_what_the_registry_answers(
-    home: Path, server: SshServer, replica: Replica
+    home: Path, sshd: SshServer, replica: Replica
 ) -> None:
     async with Gateway(home) as gateway:
-        await gateway.change("register", registration(server))
-        body = over_ssh(server, replica.port) | {"ssh_head_proxy": None, "ssh_port": 1}
+        await gateway.change("register", registration(sshd))
+        body = over_ssh(sshd, replica.port) | {"ssh_head_proxy": None, "ssh_port": 1}
         status, answer = await gateway.call("POST", f"{SERVICES}/run/replicas/register", body)
         assert status == 400
         assert answer == {
