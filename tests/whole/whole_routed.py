@@ -36,6 +36,10 @@ class Routed:
     async def pid(self) -> int:
         return await self.gateway.router_pid(self.mode)
 
+    async def is_another(self, than: int) -> bool:
+        """Whether another one serves by now; that the first has died is noticed a moment later."""
+        return await self.pid() != than
+
     async def ways(self, requests: int) -> set[str]:
         """How so many requests went, all of which succeed."""
         for _ in range(requests):
