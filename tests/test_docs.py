@@ -222,7 +222,7 @@ def test_access_lines_have_the_fields_that_are_explained(tmp_path: Path) -> None
         token_name="alice",  # noqa: S106  (a name, not a token)
     )
     log = AccessLog(Log(format="json", access=str(tmp_path / "log")))
-    log.write(cast(Any, exchange), 2.0)
+    log.write([(cast(Any, exchange), 2.0)])
     log.close()
     line = json.loads((tmp_path / "log").read_text())
     assert list(line) == fields

@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from gatewayd.core.demand import Demand
@@ -80,13 +81,17 @@ class DemandTable:
         cells[cell + 3] += at_ms  # first: see Demand.ages_ms
         cells[cell] += 1
 
-    def ended(self, column: int, began_ms: int, now_ms: int) -> None:
-        """What began then has ended now."""
+    def ended(self, column: int, spans: Sequence[tuple[int, int]]) -> None:
+        """What began and ended at these times has ended."""
+        busy_ms = open_ms = 0
+        for began_ms, ended_ms in spans:
+            open_ms += began_ms
+            busy_ms += ended_ms - began_ms
         cells = self._cells
         cell = column * self._stride + self._own
-        cells[cell + 1] += 1
-        cells[cell + 2] += now_ms - began_ms
-        cells[cell + 3] -= began_ms
+        cells[cell + 1] += len(spans)
+        cells[cell + 2] += busy_ms
+        cells[cell + 3] -= open_ms
 
     def read(self, column: int) -> Demand:
         """Over all slots."""

@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gatewayd.core.model import Log
@@ -50,7 +50,7 @@ class Unread:
 
 
 class AccessLog:
-    """`write(exchange, now)` for each finished exchange; a no-op when the log is off."""
+    """`write` for finished exchanges; a no-op when the log is off."""
 
     def __init__(self, log: Log) -> None:
         # Each counted by one thread only.
@@ -61,8 +61,6 @@ class AccessLog:
         self._format: Callable[[Exchange | Unread, float, str], str] = (
             _json_line if log.format == "json" else _text_line
         )
-        self._wall_ms = 0
-        self._stamp = ""  # of that millisecond
         self._second = 0
         self._until_second = ""
         self._reopen = False
@@ -73,25 +71,24 @@ class AccessLog:
             self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
             self._thread.start()
 
-    def write(self, exchange: Exchange | Unread, now: float) -> None:
-        """`now` is monotonic seconds, when the exchange ended."""
+    def write(self, ended: Sequence[tuple[Exchange | Unread, float]]) -> None:
+        """A line for each, with the monotonic seconds at which it ended."""
         if self._thread is None:
             return
-        if len(self._lines) >= _MAX_LINES:
-            self._refused += 1
-            return
-        wall_ms = int(time.time() * 1000)
-        if wall_ms != self._wall_ms:
-            self._wall_ms = wall_ms
-            self._stamp = self._stamp_of(wall_ms)
-        # Made before the list is looked up: the thread may take that away meanwhile.
-        line = self._format(exchange, now, self._stamp)
-        self._lines.append(line)
-        if len(self._lines) == 1:
+        room = _MAX_LINES - len(self._lines)
+        if len(ended) > room:
+            self._refused += len(ended) - room
+            ended = ended[:room]
+        stamp = self._stamp()
+        line = self._format
+        lines = [line(exchange, now, stamp) for exchange, now in ended]
+        # Looked up when they are made: the thread may take the list away meanwhile.
+        self._lines.extend(lines)
+        if len(self._lines) <= len(lines):
             self._news.set()
 
-    def _stamp_of(self, wall_ms: int) -> str:
-        second, ms = divmod(wall_ms, 1000)
+    def _stamp(self) -> str:
+        second, ms = divmod(int(time.time() * 1000), 1000)
         if second != self._second:
             self._second = second
             self._until_second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

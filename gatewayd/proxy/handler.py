@@ -32,6 +32,7 @@ from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.prompts import Prompts
+from gatewayd.proxy.records import Records
 from gatewayd.proxy.served import Live, Served
 from gatewayd.proxy.waiting import Waiting
 
@@ -66,6 +67,7 @@ class Edge:
         self.demand = demand
         self.access_log = access_log
         self.meters = Meters()
+        self.records = Records(plane.loop, self.meters, demand, access_log)
         self.draining = False
         self.changed = asyncio.Event()  # set, and another one, with the next snapshot
         self.world = object()  # another whenever the same head may mean something else
@@ -216,13 +218,7 @@ class Edge:
         Forward(self.plane, exchange, served).start()
 
     def ended(self, exchange: Exchange) -> None:
-        now = time.monotonic()
-        served = exchange.served
-        meter = self.meters.nobody if served is None else served.meter
-        meter.record(exchange, now)
-        if exchange.demanded_ms:
-            self.demand.ended(exchange.column, exchange.demanded_ms, int(now * 1000))
-        self.access_log.write(exchange, now)
+        self.records.put(exchange, time.monotonic())
 
     def demanded(self, exchange: Exchange, served: Served) -> None:
         """It has been let through, to a replica or where one is missing: that scalers count."""
@@ -254,7 +250,7 @@ class Edge:
             bytes_out=len(body),
             started_at=now,
         )
-        self.access_log.write(unread, now)
+        self.access_log.write([(unread, now)])
         return replies.head(
             reply,
             content_type,

@@ -7,7 +7,7 @@ log lines (accesslog).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.stats import DURATION_BOUNDS, TTFB_BOUNDS
@@ -26,23 +26,28 @@ class Meter:
         )
         self.changed = False
 
-    def record(self, exchange: Exchange, now: float) -> None:
-        """Count a finished exchange. `now` is monotonic seconds."""
+    def record(self, ended: Iterable[tuple[Exchange, float]]) -> None:
+        """Count finished exchanges, each with the monotonic seconds at which it ended."""
         totals = self.totals
-        codes = totals.codes
-        status = exchange.status
-        codes[status] = codes.get(status, 0) + 1
-        seconds = now - exchange.started_at
-        totals.duration_buckets[bisect_left(DURATION_BOUNDS, seconds)] += 1
-        totals.duration_sum += seconds
-        if exchange.first_byte_at:
-            seconds = exchange.first_byte_at - exchange.started_at
-            totals.ttfb_buckets[bisect_left(TTFB_BOUNDS, seconds)] += 1
-            totals.ttfb_sum += seconds
-        totals.bytes_in += exchange.bytes_in
-        totals.bytes_out += exchange.bytes_out
-        ways = totals.ways
-        ways[exchange.via] = ways.get(exchange.via, 0) + 1
+        codes, ways = totals.codes, totals.ways
+        durations, ttfbs = totals.duration_buckets, totals.ttfb_buckets
+        duration_sum = ttfb_sum = 0.0
+        bytes_in = bytes_out = 0
+        for exchange, now in ended:
+            status, via, started = exchange.status, exchange.via, exchange.started_at
+            codes[status] = codes.get(status, 0) + 1
+            ways[via] = ways.get(via, 0) + 1
+            duration_sum += (seconds := now - started)
+            durations[bisect_left(DURATION_BOUNDS, seconds)] += 1
+            if exchange.first_byte_at:
+                ttfb_sum += (seconds := exchange.first_byte_at - started)
+                ttfbs[bisect_left(TTFB_BOUNDS, seconds)] += 1
+            bytes_in += exchange.bytes_in
+            bytes_out += exchange.bytes_out
+        totals.duration_sum += duration_sum
+        totals.ttfb_sum += ttfb_sum
+        totals.bytes_in += bytes_in
+        totals.bytes_out += bytes_out
         self.changed = True
 
     def rejected(self, reason: str) -> None:

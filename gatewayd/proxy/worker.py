@@ -87,6 +87,7 @@ class WorkerRole:
 
     def totals(self) -> dict[str, ServiceTotals]:
         edge = self._edge
+        edge.records.flush()
         nobody = edge.meters.nobody
         nobody.log_lines_dropped(edge.access_log.dropped)
         nobody.handshakes_held(self._contexts.awaited.outcomes)
@@ -107,6 +108,7 @@ class WorkerRole:
             if self._edge.authority is not None:
                 await self._edge.authority.aclose()
             await self._edge.prompts.aclose()
+            self._edge.records.flush()
             self._edge.access_log.close()
             self._plane.asker.close()
 

@@ -57,7 +57,7 @@ class Site:
         return self.clock.ms
 
     def end(self, began: int, of: Service = LLAMA) -> None:
-        self.worker.ended(self.demands.column(of), began, self.clock.ms)
+        self.worker.ended(self.demands.column(of), [(began, self.clock.ms)])
 
     def short(self, of: Service = LLAMA, count: int = 1) -> None:
         for _ in range(count):

@@ -179,6 +179,7 @@ class Gateway:
     # --- what was counted
 
     def totals(self, name: str = "chat") -> ServiceTotals:
+        self.edge.records.flush()
         key = f"main/{name}" if name else ""
         return self.edge.meters.of(key).totals
 
@@ -214,6 +215,7 @@ class Gateway:
             await self.edge.prompts.aclose()
             counted = {name: self.loads.load(i) for name, i in self._indexes.items()}
             assert not any(counted.values()), f"still counted: {counted}"
+            self.edge.records.flush()
             demand = self.demand.read(0)
             assert (demand.running, demand.open_ms) == (0, 0), f"still demanded: {demand}"
             assert not self.faults, f"reached the loop: {self.faults}"

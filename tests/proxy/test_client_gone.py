@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from typing import Any
 
 import pytest
 from conversation import Wire, get, post, reply
@@ -185,8 +186,8 @@ async def test_a_client_that_closes_between_requests_disturbs_nobody(gateway: Ga
 
 @pytest.mark.parametrize("phase", ["first byte", "stream"])
 async def test_who_closed_first_is_on_record(gateway: Gateway, phase: str) -> None:
-    ended = []
-    gateway.edge.access_log.write = lambda exchange, now: ended.append(exchange)  # type: ignore[method-assign]
+    ended: list[tuple[Any, float]] = []
+    gateway.edge.access_log.write = ended.extend  # type: ignore[method-assign]
     replica = await gateway.serve()
     client = await gateway.client()
     await client.send(post(b"{}"))
@@ -196,7 +197,8 @@ async def test_who_closed_first_is_on_record(gateway: Gateway, phase: str) -> No
         await client.upto(b"123")
     client.close()
     await told(wire)
-    (exchange,) = ended
+    gateway.edge.records.flush()
+    ((exchange, _),) = ended
     assert exchange.closed_by == "client"
     assert exchange.status == (200 if phase == "stream" else 499)
     assert exchange.bytes_out == (3 if phase == "stream" else 0)
