@@ -63,8 +63,21 @@ class RouterConnection(ClientConnection):
             self._left -= len(data)
             if self._left < 0:
                 self.abort()  # nothing may follow before the answer
-        elif self.exchange is not None or self.closing or not self._is_question(data):
+        elif self.exchange is not None or self.closing or self._early:
             super().data_received(data)
+        elif self.known is not None and not self._begun and self._carried(data):
+            pass
+        elif not self._is_question(data):
+            super().data_received(data)
+
+    def _carried(self, data: bytes) -> bool:
+        """Whether it is what came last, again, and is dealt with, now or when its rest comes."""
+        if self._paused or not self._parser_empty:
+            return False
+        exchange = self.exchange = self._recognised(data)
+        if exchange is not None:
+            self._handler.begin(exchange)
+        return exchange is not None or bool(self._early)
 
     def _is_question(self, data: bytes) -> bool:
         """Whether it has been dealt with here."""

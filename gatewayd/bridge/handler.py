@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from gatewayd.bridge.carried import carried
 from gatewayd.bridge.claims import Claims
 from gatewayd.bridge.peers import Peers, make_true
 from gatewayd.core.headers import BadHead, scan_request
@@ -51,9 +52,8 @@ class PortHandler:
     def __init__(self, plane: Plane, claims: Claims, peers: Peers, port: BridgePort) -> None:
         self.limits = LIMITS
         self.draining = False
-        # Heads are not known again: a router gives each an id of its own.
-        self.world: object = None
-        self.heads = KnownHeads()
+        self.world = object()
+        self.heads = KnownHeads()  # none: a router keeps its connections, and each knows its own
         self._plane = plane
         self.outbox = plane.outbox
         self._claims = claims
@@ -66,6 +66,7 @@ class PortHandler:
 
     def apply(self, port: BridgePort) -> None:
         self.port = port
+        self.world = object()
         project, _, name = port.service.partition("/")
         timeouts = Timeouts(
             connect=port.connect_timeout,
@@ -102,6 +103,9 @@ class PortHandler:
 
     def begin(self, exchange: Exchange) -> None:
         """A request that the router carries."""
+        if exchange.known is not None:
+            Forward(self._plane, exchange, self._served).start()
+            return
         try:
             self._read_head(exchange)
         except BadHead as error:
@@ -123,6 +127,9 @@ class PortHandler:
             if refusal is not None:
                 exchange.answer(refusal)
                 return
+        elif exchange.length:
+            connection = exchange.connection
+            connection.known = carried(connection.heard, exchange)
         Forward(self._plane, exchange, self._served).start()
 
     def _read_head(self, exchange: Exchange) -> None:
