@@ -85,8 +85,7 @@ class BridgeRole:
         port.server.open = False
         port.listener.close()
         for connection in port.server.each():
-            if connection.idle and not connection.closing:
-                connection.finish()
+            connection.finish_idle(self._plane.loop.time())
 
     def secure(self, message: ForHandshakes) -> None:
         raise NotImplementedError("no client speaks to the bridge")

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
-from gatewayd.net.unsent import unsent
+from gatewayd.net.in_kernel import unread, unsent
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.hearing import Hearing
@@ -203,8 +203,8 @@ class ClientConnection(Hearing):
         if self.transport is None:
             return
         if exchange.close or not exchange.payload.is_eof() or self._handler.draining:
-            unread = not exchange.payload.is_eof() or self._held or self._buffer_paused
-            self.finish(lingering=bool(unread))
+            more = not exchange.payload.is_eof() or self._held or self._buffer_paused
+            self.finish(lingering=bool(more))
             return
         self._idle_since = self._loop.time()
         if self._parser_holds:
@@ -292,8 +292,8 @@ class ClientConnection(Hearing):
             elif self._head_since:
                 if now - self._head_since > limits.header_timeout:
                     self._refuse(replies.HEAD_TIMEOUT)
-            elif now - self._idle_since > limits.keepalive_timeout:
-                self.finish()
+            else:
+                self.finish_idle(now - limits.keepalive_timeout)
 
     def _sweep_stalled(self, now: float, write_timeout: float) -> None:
         assert self.transport is not None
@@ -337,7 +337,10 @@ class ClientConnection(Hearing):
         waiting = self._head_since or self._early or self._messages
         return self.exchange is None and not waiting
 
-    @property
-    def idle_since(self) -> float:
-        """Loop time: when it was accepted, or its last request ended."""
-        return self._idle_since
+    def finish_idle(self, since: float) -> None:
+        """Close it if nothing has gone on since then (loop time). A request that has come, and that
+        a busy loop has not read yet, is not lost."""
+        if not self.idle or self.closing or self._idle_since > since or self.transport is None:
+            return
+        if not unread(self.transport):
+            self.finish()

@@ -241,8 +241,7 @@ def _close_idle(plane: Plane, idle_s: float = NEXT_REQUEST_S) -> None:
     until = plane.loop.time() - idle_s
     for server in plane.servers:
         for connection in server.each():
-            if connection.idle and not connection.closing and connection.idle_since <= until:
-                connection.finish()
+            connection.finish_idle(until)
 
 
 def _nothing() -> None:

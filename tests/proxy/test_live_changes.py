@@ -210,6 +210,21 @@ async def test_a_running_stream_ends_whole_while_draining(gateway: Gateway) -> N
     assert await client.rest() == b"4\r\nlast\r\n0\r\n\r\n"
 
 
+async def test_a_request_that_has_come_is_answered_though_the_loop_was_too_busy_to_read_it(
+    gateway: Gateway,
+) -> None:
+    replica = await gateway.serve()
+    replica.answers = reply(b"in time")
+    client, idle = await gateway.client(), await gateway.client()
+    await until(lambda: gateway.server.connections and len(gateway.server.each()) == 2)
+    client.writer.write(get())  # it is in the kernel now, and nobody has read it
+    gateway.edge.draining = True
+    _close_idle(gateway.plane, idle_s=0.0)
+    answer = await client.message()
+    assert (answer.body, answer.closes) == (b"in time", True)
+    assert await idle.rest() == b""
+
+
 async def test_requests_that_wait_behind_a_stream_are_not_begun_while_draining(
     gateway: Gateway,
 ) -> None:
