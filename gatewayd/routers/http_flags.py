@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from gatewayd.core.model import RouterSpec
@@ -243,8 +244,12 @@ class Flags:
         return []
 
 
-def environment(base: Mapping[str, str], key: str) -> dict[str, str]:
+def environment(
+    base: Mapping[str, str], key: str, defaults: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """What the child gets of `base`, our own; `defaults` are what an operator may set otherwise."""
     return {
+        **defaults,
         **{name: value for name, value in base.items() if _PASSED_ON.fullmatch(name)},
         "PATH": base.get("PATH", os.defpath),
         "HF_HUB_OFFLINE": "1",

@@ -31,12 +31,14 @@ _LAUNCH = Path(__file__).with_name("http_launch.py")
 
 class HttpRouter(SubprocessRouter):
     """`package` is what Python imports; `registration` goes with every target; `chatter` are
-    lines about things that are as they should be; `grace_s` its time for running requests."""
+    lines about things that are as they should be; `grace_s` its time for running requests;
+    `environment` goes to its process, where ours has nothing of the name."""
 
     package: ClassVar[str]
     registration: ClassVar[Mapping[str, Any]] = {}
     chatter: ClassVar[re.Pattern[str]]
     grace_s: ClassVar[float]
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, name: str, spec: RouterSpec, *, ports: PortPool, log_dir: Path) -> None:
         super().__init__(name, ports=ports, ready_timeout=10.0, stop_timeout=self.grace_s + 2.0)
@@ -62,7 +64,7 @@ class HttpRouter(SubprocessRouter):
         return Command(
             (*launch, *self.argv(port, self._log_dir)),
             # Read here and nowhere else: what the child may see of it is decided in http_flags.
-            http_flags.environment(os.environ, self._key),
+            http_flags.environment(os.environ, self._key, self.environment),
             chatter=self.chatter,
         )
 

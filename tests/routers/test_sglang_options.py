@@ -155,6 +155,13 @@ def test_the_environment_has_no_proxy_and_no_secret() -> None:
     }
 
 
+def test_what_an_operator_says_of_the_environment_holds() -> None:
+    defaults = {"MALLOC_ARENA_MAX": "1"}
+    assert http_flags.environment({}, "key", defaults)["MALLOC_ARENA_MAX"] == "1"
+    said = http_flags.environment({"MALLOC_ARENA_MAX": "8"}, "key", defaults)
+    assert said["MALLOC_ARENA_MAX"] == "8"
+
+
 def test_a_hostile_environment_is_a_fault_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_POOL_MAX", "many")
     http_flags.parser_of.cache_clear()
