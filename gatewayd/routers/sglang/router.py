@@ -21,7 +21,8 @@ class SglangRouter(HttpRouter):
     package = FLAGS.package
     grace_s = FLAGS.grace_s
     # It allocates by glibc's malloc. A copy of a body leaves a hole where it was, and a thread
-    # fills none of another arena's: with one for all, 24 KiB a held stream instead of 29.
+    # fills none of another arena's: with one for all, 27 KiB a held stream instead of 29 where two
+    # threads run, and more is won where more do (docs/steering.md).
     environment: ClassVar[Mapping[str, str]] = {"MALLOC_ARENA_MAX": "1"}
     # Without this label it fetches the model's tokenizer from a model hub, and holds one of its
     # ten jobs for 30 s when there is no way there.
