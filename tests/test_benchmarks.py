@@ -143,3 +143,11 @@ def test_decisions_are_timed_and_missing_ones_skipped(tmp_path: Path) -> None:
         check=True,
     )
     assert all(0 < value < 1000 for value in json.loads(done.stdout).values())
+
+
+def test_the_path_of_a_request_is_measured_without_a_kernel() -> None:
+    argv = [sys.executable, "-m", "benchmarks.path", "--count", "50", "--rounds", "1"]
+    out = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    figures = {line.split()[0]: float(line.split()[1]) for line in out.stdout.splitlines()}
+    assert set(figures) == {"get", "post", "post-in-two", "sse", "connect"}
+    assert all(figures.values())
