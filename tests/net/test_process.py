@@ -130,16 +130,23 @@ async def test_stop_terminates_and_then_kills(code: str, expected: int) -> None:
 
 
 async def test_a_grandchild_that_keeps_the_pipe_does_not_delay_the_end() -> None:
+    # It lives for as long as this test holds the other end, whatever becomes of the test.
+    waits, held = os.pipe()
     code = (
         "import subprocess, sys;"
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)']);"
-        "print(p.pid, flush=True)"
+        "wait = 'import os, sys; os.read(int(sys.argv[1]), 1)';"
+        "command = [sys.executable, '-c', wait, sys.argv[1]];"
+        "print(subprocess.Popen(command, pass_fds=(int(sys.argv[1]),)).pid, flush=True)"
     )
-    child = await Child.spawn("child", python(code))
-    async with asyncio.timeout(30):
-        assert await child.wait() == 0
-        await child.finish()
-    os.kill(int(child.words[0]), signal.SIGKILL)
+    child = await Child.spawn("child", python(code, str(waits), pass_fds=(waits,)))
+    os.close(waits)
+    try:
+        async with asyncio.timeout(30):
+            assert await child.wait() == 0
+            await child.finish()
+        os.kill(int(child.words[0]), 0)  # it is still there
+    finally:
+        os.close(held)
 
 
 PARENT = """\
