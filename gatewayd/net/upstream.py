@@ -235,7 +235,7 @@ class UpstreamConnection(Flow):
             self.status = self.head.status
             rest = data[len(known) :]
             if len(rest) == pool.known_length:
-                self._pass_whole(rest)
+                self._pass_whole(rest, exact=True)
             else:
                 self._start_body(rest)
             return
@@ -273,8 +273,9 @@ class UpstreamConnection(Flow):
             return False
         return True
 
-    def _pass_whole(self, body: bytes) -> None:
-        """Most answers, but for streams: a head that is known, and all of its body."""
+    def _pass_whole(self, body: bytes, *, exact: bool) -> None:
+        """Most answers, but for streams: all of the body has come with the head. `exact`: and
+        nothing behind it."""
         sink = self._sink
         assert sink is not None
         self.state = LENGTH
@@ -284,7 +285,7 @@ class UpstreamConnection(Flow):
                 sink.first_byte()
                 self.received = len(body)
             receiver.send(lead + body)
-            self._end(reusable=not self.head.close)
+            self._end(reusable=exact and not self.head.close)
 
     def _start_body(self, rest: bytes) -> None:
         head = self.head
@@ -313,17 +314,13 @@ class UpstreamConnection(Flow):
         else:
             self.state = UNTIL_EOF
             head.close = True
-        lead, receiver = sink.response_started(self)
-        if self._sink is not sink:  # the sink gave the exchange up
-            return
         length = 0 if bodyless else head.length
         if self.state == LENGTH and (not length or length <= len(rest) <= JOIN_SIZE):
-            if length:
-                sink.first_byte()
-                self.received = length
-                lead += rest if len(rest) == length else rest[:length]
-            receiver.send(lead)
-            self._end(reusable=len(rest) == length and not head.close)
+            exact = len(rest) == length
+            self._pass_whole(rest if exact else rest[:length], exact=exact)
+            return
+        lead, receiver = sink.response_started(self)
+        if self._sink is not sink:  # the sink gave the exchange up
             return
         self._write_body = write = receiver.stream()
         if rest and len(rest) <= JOIN_SIZE:

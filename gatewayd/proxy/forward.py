@@ -229,9 +229,7 @@ class Forward:
         """An attempt is over, the exchange is not."""
         self._connection = None
         self._body.stop()
-        if self._endpoint is not None:
-            self._plane.loads.done(self._endpoint.index)
-            self._endpoint = None
+        self._release()
 
     # --- endings
 
@@ -280,6 +278,9 @@ class Forward:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+        self._release()
+
+    def _release(self) -> None:
         if self._endpoint is not None:
             self._plane.loads.done(self._endpoint.index)
             self._endpoint = None

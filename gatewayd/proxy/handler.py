@@ -178,8 +178,7 @@ class Edge:
         served = exchange.served
         assert served is not None
         if not exchange.request_id:
-            self._id_count += 1
-            exchange.request_id = b"%b%08x" % (self._id_prefix, self._id_count)
+            exchange.request_id = self._new_id()
         if exchange.length and (refusal := admit.body_size(self, exchange, served)):
             return refusal
         return admit.rate_limit(self, exchange, served)
@@ -205,10 +204,7 @@ class Edge:
         prefix = served.service.strip_prefix
         if prefix is not None:
             exchange.upstream_target = strip_prefix(exchange.target, prefix)
-        # As `demanded`: a call less, on every request.
-        exchange.demanded_ms = began_ms = int(exchange.started_at * 1000)
-        exchange.column = column = served.column
-        self.demand.began(column, began_ms)
+        self.demanded(exchange, served)
         if served.coming:
             Holding(self, exchange, served).start()
         else:

@@ -29,7 +29,6 @@ _log = logging.getLogger("gatewayd.proxy")
 MUX_IDLE_S: Final = 30.0  # of a shared connection to a router, which keeps idle ones for longer
 _SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
 _SLOW_EVERY: Final = 10  # connections and pools, in sweeps
-_NO_POOL: Final = (None, None)
 
 
 class Plane:
@@ -52,8 +51,6 @@ class Plane:
         self.sighted: set[str] = set()
         self.on_news: Callable[[], None] = _nothing  # control is to hear of it at once
         self._pools: dict[Address, Pool] = {}
-        # Of the endpoints of this snapshot, once used.
-        self._pools_by_index: dict[int, tuple[Address, Pool] | tuple[None, None]] = {}
         self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = b""
@@ -62,17 +59,12 @@ class Plane:
         self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        # By number first: to hash an address costs as much as all the rest.
-        address, pool = self._pools_by_index.get(endpoint.index, _NO_POOL)
-        if pool is not None and address is endpoint.address:
-            return pool
         pool = self._pools.get(endpoint.address)
         if pool is None:
             idle_s = max(POOL_IDLE_S, endpoint.reuse_s)
             pool = self._pools[endpoint.address] = Pool(
                 endpoint.address, self.loop, self.outbox, idle_s=idle_s
             )
-        self._pools_by_index[endpoint.index] = endpoint.address, pool
         return pool
 
     def mux_pool(self, endpoint: Endpoint) -> MuxPool:
@@ -85,7 +77,6 @@ class Plane:
         """Close the idle connections of addresses that are no longer dialled."""
         for address in [a for a in self._mux_pools if a not in addresses]:
             self._mux_pools.pop(address).retire()
-        self._pools_by_index.clear()
         for address in [a for a in self._pools if a not in addresses]:
             self._pools.pop(address).close()
 
