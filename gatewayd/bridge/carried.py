@@ -8,17 +8,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from gatewayd.net.upstream import JOIN_SIZE
-from gatewayd.proxy.known import KnownHead, know
+from gatewayd.proxy.known import LENGTH, MAX_DIGITS, KnownHead, body_of, can_be_known
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.hearing import Hearing
 
 _ID: Final = re.compile(rb"\r\n(?i:x-request-id): ?([-0-9A-Za-z]{1,128})\r\n")
-_LENGTH: Final = re.compile(rb"\r\n(?i:content-length): ?([0-9]{1,15})\r\n")
 _MAX_HOLE: Final = 128
-_MAX_DIGITS: Final = 15
 
 
 class CarriedHead(KnownHead):
@@ -27,9 +24,14 @@ class CarriedHead(KnownHead):
     __slots__ = ("_end", "_id", "_id_first", "_middle", "_start")
 
     def __init__(
-        self, head: bytes, id_at: tuple[int, int], length_at: tuple[int, int], exchange: Exchange
+        self,
+        head: bytes,
+        id_at: tuple[int, int],
+        length_at: tuple[int, int],
+        exchange: Exchange,
+        world: object,
     ) -> None:
-        super().__init__(head, b"", exchange, exchange.connection._handler.world)
+        super().__init__(head, b"", exchange, world)
         first, second = sorted((id_at, length_at))
         self._start = head[: first[0]]
         self._middle = head[first[1] : second[0]]
@@ -56,25 +58,17 @@ class CarriedHead(KnownHead):
             return 0
         second = data[at:stop]
         id_, digits = (first, second) if self._id_first else (second, first)
-        if (
-            not id_.replace(b"-", b"").isalnum()
-            or not digits.isdigit()
-            or len(digits) > _MAX_DIGITS
-        ):
+        if not id_.replace(b"-", b"").isalnum() or not digits.isdigit() or len(digits) > MAX_DIGITS:
             return 0
         self._id = id_
-        at = stop + len(self._end)
-        missing = int(digits) - (len(data) - at)
-        if not missing:
-            return data[at:]
-        return missing if 0 < missing <= JOIN_SIZE else 0
+        return body_of(data, stop + len(self._end), digits)
 
 
-def carried(head: bytes, exchange: Exchange) -> KnownHead | None:
+def carried(head: bytes, exchange: Exchange, world: object) -> KnownHead | None:
     """What is to be remembered of a request that was carried; `head` is what aiohttp parsed."""
-    if know(head, exchange, None) is None:
+    if not can_be_known(head, exchange):
         return None
-    id_, length = _ID.search(head), _LENGTH.search(head)
+    id_, length = _ID.search(head), LENGTH.search(head)
     if id_ is None or length is None:
         return None
-    return CarriedHead(head, id_.span(1), length.span(1), exchange)
+    return CarriedHead(head, id_.span(1), length.span(1), exchange, world)

@@ -129,7 +129,7 @@ class PortHandler:
                 return
         elif exchange.length:
             connection = exchange.connection
-            connection.known = carried(connection.heard, exchange)
+            connection.known = carried(connection.heard, exchange, self.world)
         Forward(self._plane, exchange, self._served).start()
 
     def _read_head(self, exchange: Exchange) -> None:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _MAX_HEAD: Final = 4096  # a connection may be idle for long, and keeps it
 _MAX_HEADS: Final = 512  # of clients that come on a new connection
 _HEAD_END: Final = b"\r\n\r\n"
-_LENGTH: Final = re.compile(rb"\r\n(?i:content-length): ?([0-9]{1,15})\r\n")
-_MAX_DIGITS: Final = 15
+LENGTH: Final = re.compile(rb"\r\n(?i:content-length): ?([0-9]{1,15})\r\n")
+MAX_DIGITS: Final = 15
 _new: Final = object.__new__
 
 
@@ -84,15 +84,11 @@ class KnownHead:
         if not data.startswith(before):
             return 0
         start = len(before)
-        end = data.find(b"\r", start, start + _MAX_DIGITS + 1)
+        end = data.find(b"\r", start, start + MAX_DIGITS + 1)
         digits = data[start:end]
         if end < 0 or not digits.isdigit() or not data.startswith(after, end):
             return 0
-        start = end + len(after)
-        missing = int(digits) - (len(data) - start)
-        if not missing:
-            return data[start:]
-        return missing if 0 < missing <= JOIN_SIZE else 0
+        return body_of(data, end + len(after), digits)
 
 
 class KnownHeads:
@@ -121,26 +117,37 @@ class KnownHeads:
         if size < 4 or not self._heads:
             return None
         before, after = data[:size], b""
-        if not data.startswith(b"GET ") and (found := _LENGTH.search(before)) is not None:
+        if not data.startswith(b"GET ") and (found := LENGTH.search(before)) is not None:
             before, after = before[: found.start(1)], before[found.end(1) :]
         return self._heads.get((connection.peer, connection.secure, before, after))
 
 
+def body_of(data: bytes, start: int, digits: bytes) -> bytes | int:
+    """The body that begins there and is that long; else as `KnownHead.read`."""
+    missing = int(digits) - (len(data) - start)
+    if not missing:
+        return data[start:]
+    return missing if 0 < missing <= JOIN_SIZE else 0
+
+
+def can_be_known(head: bytes, exchange: Exchange) -> bool:
+    """Whether there is no more to it than its bytes; `head` is what aiohttp parsed."""
+    return (
+        0 < len(head) <= _MAX_HEAD
+        and exchange.http11
+        and exchange.length >= 0
+        and not exchange.expects_continue
+        and not exchange.upgrade
+    )
+
+
 def know(head: bytes, exchange: Exchange, world: object) -> KnownHead | None:
-    """What is to be remembered of an exchange that was admitted; `head` is what aiohttp parsed.
-    None for what has more to it than its bytes."""
-    if (
-        not head
-        or len(head) > _MAX_HEAD
-        or not exchange.http11
-        or exchange.length < 0
-        or exchange.expects_continue
-        or exchange.upgrade
-    ):
+    """What is to be remembered of an exchange that was admitted."""
+    if not can_be_known(head, exchange):
         return None
     if b"content-length" not in exchange.head.noted:
         return KnownHead(head, b"", exchange, world)
-    found = _LENGTH.search(head)
+    found = LENGTH.search(head)
     if found is None:
         return None
     return KnownHead(head[: found.start(1)], head[found.end(1) :], exchange, world)
