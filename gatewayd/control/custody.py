@@ -13,6 +13,7 @@ from gatewayd.control.demands import Demands
 from gatewayd.control.keeper import Keeper
 from gatewayd.control.succession import Predecessor
 from gatewayd.control.survivors import Known, StateDir, dismiss
+from gatewayd.control.tasks import unless_told
 from gatewayd.control.workers import Workers
 
 if TYPE_CHECKING:  # it takes long to import: see control.admin
@@ -57,16 +58,8 @@ class Custody:
 
     async def changes_end(self, timeout: float, stop: asyncio.Event) -> None:
         """Nobody's registration is cut, for at most `timeout` seconds or until `stop`."""
-        if self.admin is None:
-            return
-        ended = asyncio.create_task(self.admin.changes_end(timeout), name="last changes")
-        told = asyncio.create_task(stop.wait(), name="end the last changes")
-        try:
-            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            told.cancel()
-            await asyncio.gather(ended, told, return_exceptions=True)
+        if self.admin is not None:
+            await unless_told(self.admin.changes_end(timeout), stop)
 
     async def give_away(self) -> None:
         """What was asked is answered, everything is written, and nothing changes any more."""

@@ -1,6 +1,6 @@
 """Background work that belongs to somebody: ended with its owner, and never silent when it fails.
 
-Owns: tasks that nobody awaits. Does not own: what they do.
+Owns: tasks that nobody awaits, and one that may be cut short. Does not own: what they do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,18 @@ import logging
 from collections.abc import Coroutine
 
 _log = logging.getLogger(__name__)
+
+
+async def unless_told(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Run it to its end, or until `stop` is set; then it is cancelled."""
+    ended = asyncio.create_task(work)
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+        told.cancel()
+        await asyncio.gather(ended, told, return_exceptions=True)
 
 
 class Tasks:

@@ -14,6 +14,7 @@ from typing import Final
 
 from gatewayd.control.slot import Hooks, Slot, SlotProcess
 from gatewayd.control.spawn import Argv, Spawned, own_command
+from gatewayd.control.tasks import unless_told
 from gatewayd.core.messages import Configure, Link, ListenerSpec, Message
 from gatewayd.core.model import Limits, Log
 from gatewayd.net import link as datagrams
@@ -117,14 +118,8 @@ class Workers:
         for them."""
         for slot in self.slots:
             slot.drain(timeout)
-        ended = asyncio.create_task(self._end(self.slots, timeout + _AFTER_DRAIN_S), name="drain")
-        told = asyncio.create_task((stop or asyncio.Event()).wait(), name="end the drain")
-        try:
-            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            told.cancel()
-            await asyncio.gather(ended, told, return_exceptions=True)
+        end = self._end(self.slots, timeout + _AFTER_DRAIN_S)
+        await unless_told(end, stop or asyncio.Event())
 
     async def stop(self, timeout: float = 0.0) -> None:
         """End whatever still runs, the bridge included."""
