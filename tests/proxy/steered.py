@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conversation import Message, Replica, Wire
+from conversation import Message, Replica, Wire, reply
 from datagrams import Frames
 from harness import Gateway
 from multiplexed import Asking, Router
@@ -129,6 +129,16 @@ class Steered:
         asked = await self.question()
         asked.claim(replica)
         return asked
+
+    async def streaming(self, request: bytes, replica: Replica) -> tuple[Wire, Asked, Wire]:
+        """A client that has had the first of a chunked answer from the replica that was chosen; the
+        replica's end of it comes last."""
+        wire = await self.client(request)
+        asked = await self.chosen(replica)
+        upstream, _ = await replica.request()
+        await upstream.send(reply(b"", framing="chunked")[:-5] + b"1\r\na\r\n")
+        await wire.upto(b"1\r\na\r\n")
+        return wire, asked, upstream
 
     async def finished(self, asked: Asked) -> None:
         """The worker lets the router go, which then answers; nobody is counted there."""

@@ -47,11 +47,7 @@ async def test_a_bridge_that_goes_while_it_is_waited_for(steered: Steered) -> No
 
 async def test_a_bridge_that_goes_after_the_claim_is_not_missed(steered: Steered) -> None:
     (replica,) = await steered.start(1)
-    wire = await steered.client(post(BODY, PATH))
-    asked = await steered.chosen(replica)
-    upstream, _ = await replica.request()
-    await upstream.send(reply(b"", framing="chunked")[:-5] + b"1\r\na\r\n")
-    await wire.upto(b"1\r\na\r\n")
+    wire, asked, upstream = await steered.streaming(post(BODY, PATH), replica)
     steered.bridge.close()
     # The router loses its target and says so to somebody who does not listen.
     asked.asking.answer(500)

@@ -151,11 +151,7 @@ async def test_a_replica_that_breaks_after_it_has_begun_is_not_repeated(steered:
 
 async def test_a_cut_stream_is_cut_for_the_client_and_lets_the_router_go(steered: Steered) -> None:
     (replica,) = await steered.start(1)
-    wire = await steered.client(post(BODY, PATH))
-    asked = await steered.chosen(replica)
-    upstream, _ = await replica.request()
-    await upstream.send(reply(b"", framing="chunked")[:-5] + b"1\r\na\r\n")
-    await wire.upto(b"1\r\na\r\n")
+    wire, asked, upstream = await steered.streaming(post(BODY, PATH), replica)
     upstream.reset()
     assert await wire.gone() == b""
     await steered.finished(asked)
@@ -255,11 +251,7 @@ async def test_a_replica_that_came_after_the_question_can_be_chosen(steered: Ste
 
 async def test_draining_the_chosen_replica_leaves_its_streams_whole(steered: Steered) -> None:
     first, _second = await steered.start(2)
-    wire = await steered.client(post(BODY, PATH))
-    asked = await steered.chosen(first)
-    upstream, _ = await first.request()
-    await upstream.send(reply(b"", framing="chunked")[:-5] + b"1\r\na\r\n")
-    await wire.upto(b"1\r\na\r\n")
+    wire, asked, upstream = await steered.streaming(post(BODY, PATH), first)
     steered.gateway.services["chat"] = _without(steered, first.name, draining=True)
     steered.publish()
     assert steered.gateway.load(first) == 1  # by which control knows when it is drained
