@@ -78,6 +78,7 @@ def check(options: argparse.Namespace) -> int:
     from gatewayd.config.errors import ConfigError
     from gatewayd.config.load import load_config
     from gatewayd.control.certificate_check import check_certificate
+    from gatewayd.control.limit_check import idle_limits_of
     from gatewayd.control.router_check import check_router
 
     try:
@@ -90,6 +91,8 @@ def check(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    for line in idle_limits_of(config.services):
+        print(f"{options.config}: {line}", file=sys.stderr)
     if options.print:
         from gatewayd.config.render import render
 

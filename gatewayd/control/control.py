@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from gatewayd.config.model import Config
+from gatewayd.control.limit_check import idle_limits_of
 from gatewayd.control.parts import Parts
 from gatewayd.control.pid_file import PidFile
 from gatewayd.control.reload import LoadConfig
@@ -148,7 +149,7 @@ class Control:
         parts = self.parts
         parts.state.services = {service.key: service for service in self.config.services}
         saved = last_state(self.config, parts.store)
-        for line in put_back(saved, parts.state):
+        for line in (*put_back(saved, parts.state), *idle_limits_of(self.config.services)):
             _log.warning("%s", line)
         parts.keeper.begin_with(saved)
         parts.registry.resume()

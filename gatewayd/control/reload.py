@@ -22,6 +22,7 @@ from gatewayd.config.errors import ConfigError
 from gatewayd.config.model import Config
 from gatewayd.control.certs import Certificates
 from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.limit_check import idle_limits_of
 from gatewayd.control.registry import Registry
 from gatewayd.control.state import State
 from gatewayd.core.model import Replica, Service
@@ -96,6 +97,8 @@ class Reloader:
         self.results["success"] += 1
         for line in outcome.changes:
             _log.info("reload: %s", line)
+        for line in idle_limits_of(self.config.services):
+            _log.warning("reload: %s", line)
         _log.info("reloaded: %d changes", len(outcome.changes))
 
     async def _reload(self, dry_run: bool) -> Outcome:

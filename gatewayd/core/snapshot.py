@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry, ModelFormat
 from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Auth, Endpoint, PeerFields, ReplicaRole, Service, Upstream
 from gatewayd.core.ratelimit import Rule, compile_limits
-
-# Of a service whose replicas are routers: what is not administration (exact, and below a prefix).
-ROUTER_PATHS: Final = ("/generate", "/chat/completions", "/v1/")
+from gatewayd.core.reach import allowed_paths, counted_limits
 
 
 @by_fields
@@ -135,22 +132,14 @@ def compile_snapshot(
             by_service[service.key] = known
             targets.update(dict.fromkeys(map(str.lower, service.domains), known))
             continue
-        allowed = service.allowed_paths
-        if allowed is None and service.router_replica:
-            allowed = ROUTER_PATHS
-        elif allowed is None and service.router is not None and upstream.traits is not None:
-            allowed = upstream.traits.allowed_paths
-        limits = service.rate_limits
         routed = service.router_replica or service.router is not None
-        if routed and service.origin == "api":
-            limits = tuple(limit for limit in limits if _covers_a_router_path(limit.prefix))
         target = by_service[service.key] = Target(
             service=service,
             upstream=upstream,
-            allowed_paths=allowed,
+            allowed_paths=allowed_paths(service, upstream.traits),
             openai_errors=service.model is not None or routed,
             forward_auth=fixed[0],
-            limits=compile_limits(service.key, limits),
+            limits=compile_limits(service.key, counted_limits(service)),
             label=fixed[1],
             column=fixed[2],
         )
@@ -163,12 +152,6 @@ def compile_snapshot(
         trusted_proxies=trusted_proxies,
         entrypoints=_entrypoints(entrypoints, models, by_service, may_ask=auth is not None),
     )
-
-
-def _covers_a_router_path(prefix: str) -> bool:
-    """Whether a limit covers a path of a router as a whole. Those who register services count on
-    others having no effect where there is a router; an operator's file means what it says."""
-    return any(path.startswith(prefix) for path in ROUTER_PATHS)
 
 
 def _entrypoints(

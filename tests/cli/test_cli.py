@@ -150,6 +150,20 @@ def test_check_asks_the_router_what_it_knows(home: Path) -> None:
     assert "cache_aware" in done.err
 
 
+def test_check_names_a_limit_that_no_request_meets(home: Path) -> None:
+    file = home / "limits.yaml"
+    file.write_text(
+        "domain: x.example\nrouter: sglang\nservices:\n  - name: a\n    rate_limits:\n"
+        "      - {prefix: /v1/chat/, rps: 1}\n      - {prefix: /v2/, rps: 1}\n"
+    )
+    done = gatewayd_("check", "-c", str(file))
+    assert (done.code, done.out) == (0, f"{file}: good, 1 services, 0 replicas\n")
+    assert done.err == (
+        f"{file}: service main/a: the rate limit of prefix /v2/ has no effect: "
+        "only these paths are allowed: /generate, /chat/completions, /v1/\n"
+    )
+
+
 def test_a_file_that_is_not_there() -> None:
     for command in ("check", "run"):
         done = gatewayd_(command, "-c", "/no/such/file.yaml")

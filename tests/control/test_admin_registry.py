@@ -354,3 +354,16 @@ async def test_replicas_that_meet_each_other(gateway: Gateway, body: Any, addres
     else:
         assert status == 400
         assert address in answer["detail"]
+
+
+async def test_whoever_runs_it_hears_of_a_limit_without_effect(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    by = {"key": {"type": "ip_address"}, "rps": 1, "burst": 0}
+    limits = [by | {"prefix": prefix} for prefix in ("/v1/", "/v1/chat/")]
+    service = {"run_name": "limited", "has_router_replica": True, "auth": False}
+    body = service | {"domain": "limited.example.com", "rate_limits": limits}
+    assert await gateway.post(f"{SERVICES}/register", body) == OK
+    told = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("service main/limited: the rate limit of prefix /v1/chat/ has no")

@@ -7,6 +7,7 @@ Owns: paths, and bodies to calls of the registry. Does not own: shapes (schemas)
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -25,11 +26,14 @@ from gatewayd.control.api.schemas import (
     to_service,
 )
 from gatewayd.control.conflicts import RefusedError
+from gatewayd.control.limit_check import idle_limits_of
 from gatewayd.control.registry import DRAIN_TIMEOUT_S, Registry
 from gatewayd.control.reload import Reloader
 from gatewayd.control.state import State
 from gatewayd.core.model import RouterSpec
 from gatewayd.core.secret import Secret
+
+_log = logging.getLogger(__name__)
 
 CheckRouter = Callable[[RouterSpec], list[str]]
 
@@ -102,6 +106,8 @@ class RegistryCalls:
                 raise RefusedError("router: " + "; ".join(faults))
         key = Secret(body.ssh_private_key) if body.ssh_private_key else None
         await self._registry.add_service(service, key)
+        for line in idle_limits_of([service]):
+            _log.warning("%s", line)
         return ok()
 
     async def unregister_service(self, request: web.Request) -> web.Response:
