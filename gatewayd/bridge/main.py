@@ -8,7 +8,6 @@ Control keeps the listening sockets: while a bridge is replaced, connections wai
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from dataclasses import dataclass
 
@@ -23,8 +22,9 @@ from gatewayd.core.messages import (
     ServiceTotals,
 )
 from gatewayd.core.snapshot import BridgePort, BridgeSnapshot
+from gatewayd.proxy.accepting import Accepting, listen
 from gatewayd.proxy.plane import Plane
-from gatewayd.proxy.process import listen, run_process
+from gatewayd.proxy.process import run_process
 from gatewayd.proxy.server import EdgeServer
 
 
@@ -32,7 +32,7 @@ from gatewayd.proxy.server import EdgeServer
 class _Port:
     handler: PortHandler
     server: EdgeServer
-    listener: asyncio.Server
+    listener: Accepting
 
 
 class BridgeRole:

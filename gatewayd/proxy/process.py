@@ -35,11 +35,9 @@ from gatewayd.net.loads import LoadTable
 from gatewayd.net.scheduling import run_in_turns
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.question import Asker
-from gatewayd.proxy.server import EdgeServer
 
 _log = logging.getLogger("gatewayd.process")
 _REPORT_S: Final = 1.0
-_BACKLOG: Final = 1024
 # A connection just accepted or just answered may have a request on its way, which a close would
 # lose: while draining it is answered, with the word that it was the last.
 NEXT_REQUEST_S: Final = 0.3
@@ -246,19 +244,6 @@ def _close_idle(plane: Plane, idle_s: float = NEXT_REQUEST_S) -> None:
 
 def _nothing() -> None:
     """Control decides what a signal to the whole group means."""
-
-
-async def listen(
-    loop: asyncio.AbstractEventLoop, server: EdgeServer, sock: socket.socket
-) -> asyncio.Server:
-    """Accept on a socket that control opened."""
-    sock.setblocking(False)
-    if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_server(server.accept, sock=sock, backlog=_BACKLOG)
-    # Accepted connections inherit these, which saves two calls for each.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return await loop.create_server(server.accept, sock=sock, backlog=_BACKLOG)
 
 
 def run_process(channel_fd: int, role: Role) -> int:

@@ -6,7 +6,6 @@ When control is gone a worker serves on with its last snapshot; SIGTERM drains i
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 from gatewayd.core.messages import (
@@ -23,11 +22,12 @@ from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
 from gatewayd.net.tls_groups import limit_groups
+from gatewayd.proxy.accepting import Accepting, listen
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.peers import PeerCounts
 from gatewayd.proxy.plane import Plane
-from gatewayd.proxy.process import listen, run_process
+from gatewayd.proxy.process import run_process
 from gatewayd.proxy.server import EdgeServer
 from gatewayd.proxy.tls_server import TlsServer
 
@@ -41,7 +41,7 @@ class WorkerRole:
         self._unpacker = Unpacker()
         self._contexts = Contexts()
         self._sockets: list[tuple[socket.socket, bool]] = []  # and whether it is for HTTPS
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Accepting] = []
 
     def configure(self, plane: Plane, configure: Configure, fds: list[int]) -> None:
         self._plane = plane

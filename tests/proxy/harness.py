@@ -26,10 +26,10 @@ from gatewayd.net.buckets import LocalStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.tls import Contexts
+from gatewayd.proxy.accepting import Accepting, listen
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.plane import Plane
-from gatewayd.proxy.process import listen
 from gatewayd.proxy.server import EdgeServer
 from gatewayd.proxy.tls_server import TlsServer
 
@@ -64,11 +64,12 @@ class Gateway:
         self.clients: list[Wire] = []
         self.version = 0
         self._indexes: dict[str, int] = {}
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Accepting] = []
 
     async def start(self) -> None:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as control does
         sock.bind(("127.0.0.1", 0))
         self.port: int = sock.getsockname()[1]
         self._listeners.append(await listen(self.loop, self.server, sock))
@@ -78,6 +79,7 @@ class Gateway:
         """A second port, for HTTPS."""
         self.contexts.replace(pairs, default)
         sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("127.0.0.1", 0))
         self.tls_port: int = sock.getsockname()[1]
         self.edge.https_port = self.tls_port
