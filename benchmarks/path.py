@@ -163,6 +163,10 @@ def post_in_two(setting: Setting) -> Callable[[], None]:
         upstream.data_received(ECHO)
         flush()
 
+    client.data_received(POST)  # whole, and its head is known from then on
+    flush()
+    upstream.data_received(ECHO)
+    flush()
     return once
 
 

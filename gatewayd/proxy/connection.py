@@ -31,7 +31,6 @@ from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
-_EARLY_S: Final = 0.5  # how long the body of a known head is waited for
 _LINGER_S: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
 _LINGER_SIZE: Final = 64 * 1024 * 1024
@@ -246,7 +245,8 @@ class ClientConnection(Hearing):
         if transport is None:
             return
         self._held.clear()
-        self._early.clear()
+        if self._early:
+            self._take_early()
         self._messages.clear()
         self._linger_until = self._loop.time() + _LINGER_S
         self._handler.outbox.flush()
@@ -285,11 +285,8 @@ class ClientConnection(Hearing):
                 transport.abort()
         elif self._paused:
             self._sweep_stalled(now, limits.write_timeout)
-        elif self.exchange is None:
-            if self._early:
-                if now - self._early_since > _EARLY_S:  # it comes slowly, as any other request may
-                    self._hear(self._take_early())
-            elif self._head_since:
+        elif self.exchange is None and not self._early:
+            if self._head_since:
                 if now - self._head_since > limits.header_timeout:
                     self._refuse(replies.HEAD_TIMEOUT)
             else:

@@ -87,6 +87,10 @@ class Hearing(RequestHandler):
             self._early.append(data)
             self._early_left = body
             self._early_since = self._loop.time()
+            late = self._handler.heads.late
+            late.waiting.add(self)
+            if late.timer is None:
+                late.look_soon(self._loop)
         else:
             self.known = None
         return None
@@ -98,11 +102,21 @@ class Hearing(RequestHandler):
         return b"" if self._early_left > 0 else self._take_early()
 
     def _take_early(self) -> bytes:
+        self._handler.heads.late.waiting.discard(self)
         early = b"".join(self._early)
         self._early.clear()
         return early
 
+    def body_is_late(self, since: float) -> None:
+        """If it has been waited for since then, what has come of it is read as it is."""
+        if self._early_since <= since:
+            self._hear(self._take_early())
+
     # --- the parser
+
+    def _hear(self, data: bytes) -> None:
+        """Read it as any request, and begin what is whole."""
+        raise NotImplementedError
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser

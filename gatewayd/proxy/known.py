@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from gatewayd.net.upstream import JOIN_SIZE
 from gatewayd.proxy.exchange import Exchange
+from gatewayd.proxy.late import LateBodies
 from gatewayd.proxy.payload import NO_BODY, WholeBody
 
 if TYPE_CHECKING:
@@ -92,13 +93,15 @@ class KnownHead:
 
 
 class KnownHeads:
-    """Those of the last clients of a process, for the next connection of theirs."""
+    """Those of the last clients of a process, for the next connection of theirs. `late` is for all
+    connections."""
 
-    __slots__ = ("_heads", "_world")
+    __slots__ = ("_heads", "_world", "late")
 
     def __init__(self) -> None:
         self._heads: dict[tuple[str, bool, bytes, bytes], KnownHead] = {}  # oldest first
         self._world: object = None
+        self.late = LateBodies()
 
     def __repr__(self) -> str:
         return f"<KnownHeads [{len(self._heads)}]>"

@@ -9,6 +9,8 @@ from conversation import Message, get, post, reply
 from harness import Gateway
 from knowing import BEARER, knows, served, tokens
 
+from gatewayd.core.model import RateLimit
+
 # --- a body that comes behind its head
 
 
@@ -84,6 +86,14 @@ async def test_a_body_that_never_comes_is_timed_out_as_ever(gateway: Gateway) ->
     await client.send(parts(b"never")[0])
     assert (await client.message()).status == 408
     await client.gone()
+
+
+async def test_who_waits_for_a_refusal_before_the_body_gets_it(gateway: Gateway) -> None:
+    await gateway.edge.plane.aclose()  # no sweep: nobody waits until that comes round
+    _, client = await served(gateway, rate_limits=(RateLimit("/", 0.001, 0),))
+    await client.ask(post(b"body"))
+    await client.send(parts(b"never")[0])
+    assert (await client.message()).status == 429
 
 
 @pytest.mark.parametrize("reset", [True, False])
