@@ -1,7 +1,7 @@
 """Bodies of known heads that do not come: their requests are read like any other after a moment.
 
-Owns: how long such a body is waited for, one timer for all of them. Does not own: what waits, how it
-is read (hearing).
+Owns: how long such a body is waited for, one timer for all of them. Does not own: what waits, how
+it is read (hearing).
 
 A client may be refused whatever its body is, and may wait for that before it sends one.
 """
