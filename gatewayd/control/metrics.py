@@ -3,14 +3,12 @@
 Owns: when lines are made, what the client library knows of this process. Does not own: names,
 labels, lines (control.exposition), the values (control.status).
 
-Lines are made on control's loop, in slices between which the loop runs. A thread would not do: it
-holds the interpreter for 5 ms each time that the loop wants to go on, dozens of times for one call.
+Lines are made on control's loop, in slices (control.turn).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -18,9 +16,9 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 
 from gatewayd.control.exposition import add_gateway, add_service, no_lines
 from gatewayd.control.sample import Sample
+from gatewayd.control.turn import Turn
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_SLICE_S: Final = 0.001
 
 
 class Exposition:
@@ -35,7 +33,7 @@ class Exposition:
 
     async def render(self) -> bytes:
         async with self._lock:
-            turn = _Turn()
+            turn = Turn()
             lines = no_lines()
             sample = self._take_sample()
             add_gateway(lines, sample)
@@ -47,16 +45,3 @@ class Exposition:
                 texts.append((family.head + "".join(own)).encode())
                 await turn.over()
             return b"".join([*texts, generate_latest(self._process)])
-
-
-class _Turn:
-    """One turn of the loop, and how much of it is ours."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-
-    async def over(self) -> None:
-        """Let others run, if it was long enough."""
-        if time.perf_counter() - self._began >= _SLICE_S:
-            await asyncio.sleep(0)
-            self._began = time.perf_counter()

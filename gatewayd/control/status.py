@@ -6,6 +6,7 @@ parts.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -30,8 +31,8 @@ from gatewayd.control.state import State
 from gatewayd.control.succession import Succession
 from gatewayd.control.telemetry import NOBODY, Telemetry
 from gatewayd.control.tunnels import SshTunnels
+from gatewayd.control.turn import Turn
 from gatewayd.control.workers import Workers
-from gatewayd.core.messages import ServiceTotals
 from gatewayd.core.model import Replica, Service
 from gatewayd.core.ssh import describe
 
@@ -111,10 +112,12 @@ class Status:
 
     # --- /api/status ---------------------------------------------------------------------------
 
-    def as_json(self) -> dict[str, Any]:
+    async def as_json(self) -> bytes:
+        """Made in slices, since of hundreds of services it takes many milliseconds. Services may
+        come and go meanwhile: what is gone when its turn comes is left out."""
+        turn = Turn()
         config = self._reloader.config
-        totals = self._telemetry.totals()
-        return {
+        first = {
             "version": gatewayd.__version__,
             "name": config.name,
             "project": config.project,
@@ -127,14 +130,19 @@ class Status:
             "listeners": self._listeners(),
             "workers": [_slot(slot) for slot in self._workers.slots],
             "bridge": _slot(self._workers.bridge) if self._workers.bridge_wanted else None,
-            "services": [
-                self._service(service, totals.get(service.key))
-                for service in self._state.services.values()
-            ],
+        }
+        services = []
+        for key in list(self._state.services):
+            if (service := self._state.services.get(key)) is not None:
+                services.append(json.dumps(self._service(service)))
+                await turn.over()
+        last = {
             "succession": self._succession.as_json(),
             "certificates": [describe_certificate(each) for each in self._certificates.status()],
             "cloud": dict(config.cloud),
         }
+        one = (json.dumps(first)[:-1], f'"services": [{", ".join(services)}]', json.dumps(last)[1:])
+        return ", ".join(one).encode()
 
     def _listeners(self) -> list[dict[str, Any]]:
         listeners = [
@@ -151,8 +159,8 @@ class Status:
             listeners.append({"kind": "metrics", "name": str(metrics), "address": str(metrics)})
         return listeners
 
-    def _service(self, service: Service, totals: ServiceTotals | None) -> dict[str, Any]:
-        ways = {} if totals is None else totals.ways
+    def _service(self, service: Service) -> dict[str, Any]:
+        ways = self._telemetry.ways(service.key)
         return {
             "project": service.project,
             "name": service.name,
@@ -162,7 +170,7 @@ class Status:
             "auth": service.auth,
             "model": service.model,
             "router": self._routers.status(service.key),
-            "requests": {way: ways.get(way, 0) for way in WAYS},
+            "requests": {way: ways[way] for way in WAYS},
             "requests_last_minute": self._demands.begun(service, 60),
             "replicas": [
                 {

@@ -9,6 +9,7 @@ last totals are kept in `_ended`: a successor that begins at zero cannot make a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 from gatewayd.control.slot import SlotProcess
@@ -55,3 +56,11 @@ class Telemetry:
             if (counted := part.get(service_key)) is not None:
                 add_totals(total, counted)
         return total
+
+    def ways(self, service_key: str) -> Counter[str]:
+        """How many exchanges of a service went which way."""
+        ways: Counter[str] = Counter()
+        for part in (self._ended, *self._running.values()):
+            if (counted := part.get(service_key)) is not None:
+                ways.update(counted.ways)
+        return ways

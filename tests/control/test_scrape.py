@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -83,6 +84,41 @@ async def test_others_run_after_every_millisecond_of_it() -> None:
     await Exposition(lambda: sample).render()
     running.cancel()
     assert len(set(seen)) == 20, "two services were rendered without a turn between"
+
+
+async def test_others_run_while_status_is_made(gateway: Gateway) -> None:
+    """In time of the processor: 1 ms at a time, where it was 11 at once."""
+    longest, last = 0.0, time.thread_time()
+
+    async def other() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+
+    running = asyncio.create_task(other())
+    turns = []
+    for _ in range(5):
+        await asyncio.sleep(0)
+        longest = 0.0
+        text = await gateway.control.parts.status.as_json()
+        await asyncio.sleep(0)
+        turns.append(longest)
+        assert len(json.loads(text)["services"]) == 1 + SERVICES
+    running.cancel()
+    assert min(turns) < 0.005, "the loop stood still for too long"
+
+
+async def test_a_service_that_goes_while_status_is_made(gateway: Gateway) -> None:
+    services = gateway.control.parts.state.services
+    asked = asyncio.create_task(gateway.get("/api/status"))
+    while len(services) > 1:
+        await asyncio.sleep(0)
+        services.popitem()
+    status, told = await asked
+    assert status == 200
+    assert told["services"][0]["name"] == "llama"
 
 
 async def test_services_that_come_and_go_meanwhile(gateway: Gateway) -> None:

@@ -53,7 +53,8 @@ class OpsCalls:
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def status(self, request: web.Request) -> web.Response:
-        return reply(self._status.as_json())
+        text = await self._status.as_json()
+        return web.Response(body=text, content_type="application/json")
 
     async def reload(self, request: web.Request) -> web.Response:
         dry_run = request.query.get("dry_run", "0") not in ("0", "false")
