@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 _MAX_WAITING: Final = 256 * 1024  # bytes; beyond, they would take memory that the kernel has
 
@@ -21,14 +21,14 @@ Write = Callable[[bytes], None]
 
 
 class Outbox:
-    """One per process. Who writes to a transport directly, or closes it, calls `flush` first:
+    """One per process. Who writes to a transport directly, or aborts it, calls `flush` first:
     else what waits would be overtaken, or lost."""
 
     __slots__ = ("_loop", "_size", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[tuple[Write, bytes]] = []
+        self._waiting: list[tuple[Callable[[Any], None], Any]] = []
         self._size = 0
 
     def __repr__(self) -> str:
@@ -44,14 +44,25 @@ class Outbox:
         elif is_first:
             self._loop.call_soon(self.flush)
 
+    def close(self, transport: asyncio.Transport) -> None:
+        """Close it behind what waits to be written to it."""
+        if self._waiting:
+            self._waiting.append((_close, transport))
+        else:
+            transport.close()
+
     def flush(self) -> None:
         waiting = self._waiting
         if not waiting:
             return
         self._waiting = []
         self._size = 0
-        for write, data in waiting:
+        for do, what in waiting:
             try:
-                write(data)
+                do(what)
             except RuntimeError:
                 pass  # the other side has closed meanwhile: uvloop raises where asyncio is silent
+
+
+def _close(transport: asyncio.Transport) -> None:
+    transport.close()

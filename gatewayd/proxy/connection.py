@@ -249,13 +249,14 @@ class ClientConnection(Hearing):
             self._take_early()
         self._messages.clear()
         self._linger_until = self._loop.time() + _LINGER_S
-        self._handler.outbox.flush()
+        outbox = self._handler.outbox
         if lingering and transport.can_write_eof():
+            outbox.flush()
             self._reading_paused = False
             self._resume_reading_for_buffer()
             transport.write_eof()
         else:
-            transport.close()
+            outbox.close(transport)
 
     def _linger(self, size: int) -> None:
         self._lingered += size
