@@ -7,6 +7,8 @@ Each is asked outside of any lock: a slow one delays who needs it, and nobody el
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from gatewayd.core.model import Replica, UnixAddress
@@ -20,7 +22,7 @@ class Tunnels(Protocol):
     """One ssh forward for each replica that has a `tunnel`, kept up until it is closed."""
 
     def address(self, service_key: str, replica_id: str) -> UnixAddress:
-        """The local socket of a tunnel, whether it is open or not; it stays the same."""
+        """The local socket of a tunnel, whether it is open or not; the same until `part`."""
         ...
 
     async def open(self, service_key: str, replica: Replica) -> None:
@@ -33,6 +35,11 @@ class Tunnels(Protocol):
 
     async def close(self, service_key: str, replica_id: str) -> None:
         """Nothing of it is left; without one nothing happens."""
+        ...
+
+    def part(self, service_key: str, replica_id: str) -> Callable[[], Awaitable[None]]:
+        """The tunnel goes on without its replica, which may get another one, at another socket.
+        What is returned closes it."""
         ...
 
     def is_up(self, service_key: str, replica_id: str) -> bool: ...
@@ -68,6 +75,9 @@ class NoTunnels:
     def adopt(self, service_key: str, replica: Replica) -> None: ...
 
     async def close(self, service_key: str, replica_id: str) -> None: ...
+
+    def part(self, service_key: str, replica_id: str) -> Callable[[], Awaitable[None]]:
+        return functools.partial(self.close, service_key, replica_id)
 
     def is_up(self, service_key: str, replica_id: str) -> bool:
         return False

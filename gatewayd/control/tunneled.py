@@ -7,9 +7,10 @@ before a tunnel is closed. Does not own: tunnels (control.tunnels).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from gatewayd.control.outside import TunnelError, Tunnels
 from gatewayd.control.state import State
@@ -23,6 +24,13 @@ Idle = Callable[[Key, float], Awaitable[int]]
 """(replica, seconds) -> requests that still run on it after at most so long."""
 
 
+@dataclass(eq=False)
+class _Retiring:
+    replica: Replica
+    close: Callable[[], Awaitable[None]]
+    task: asyncio.Task[None] = field(init=False)
+
+
 class Tunneled:
     def __init__(self, state: State, tunnels: Tunnels, idle: Idle, drain_timeout: float) -> None:
         self._state = state
@@ -30,7 +38,8 @@ class Tunneled:
         self._idle = idle
         self._drain_timeout = drain_timeout
         self._tasks = Tasks()
-        self._retiring: dict[Key, tuple[Replica, asyncio.Task[None]]] = {}
+        self._retiring: dict[Key, _Retiring] = {}
+        self._apart: set[_Retiring] = set()  # those whose replica has another tunnel by now
 
     def __repr__(self) -> str:
         return f"<Tunneled {len(self._state.connecting)} connecting, {len(self._retiring)} retire>"
@@ -38,8 +47,9 @@ class Tunneled:
     async def open(self, service_key: str, replica: Replica) -> Replica:
         """The replica at its tunnel's socket. Raises TunnelError; then nothing is left."""
         key = (service_key, replica.id)
+        self._set_apart(key, replica)
         at = replace(replica, address=self._tunnels.address(*key))
-        if await self._again(key, replica):
+        if await self._again(key):
             return at
         await self._tunnels.open(service_key, at)
         return at
@@ -53,9 +63,10 @@ class Tunneled:
         if replica.tunnel is None:
             return
         key = (service_key, replica.id)
+        retiring = _Retiring(replica, functools.partial(self._tunnels.close, *key))
         name = f"close the tunnel of {service_key} {replica.id}"
-        task = asyncio.create_task(self._close_idle(key), name=name)
-        self._retiring[key] = (replica, task)
+        retiring.task = asyncio.create_task(self._close_idle(key, retiring), name=name)
+        self._retiring[key] = retiring
 
     def follow(self, before: Mapping[str, Service]) -> None:
         """Open and close what a whole new state differs in."""
@@ -79,7 +90,7 @@ class Tunneled:
 
     async def aclose(self) -> None:
         await self._tasks.aclose()
-        tasks = [task for _, task in self._retiring.values()]
+        tasks = [each.task for each in (*self._retiring.values(), *self._apart)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -90,9 +101,10 @@ class Tunneled:
                 yield (service.key, replica.id), replica
 
     def _adopt(self, key: Key, replica: Replica, old: Replica | None) -> None:
-        at = self._place(key, replica)
-        if old is not None:  # another way to the same replica: the old one is closed first
+        if old is not None:
             self.retire(key[0], old)
+        self._set_apart(key, replica)
+        at = self._place(key, replica)
         if key in self._retiring:
             self._tasks.own(self._adopt_after(key, at), f"reopen {key[0]} {key[1]}")
         else:
@@ -106,33 +118,43 @@ class Tunneled:
         return at
 
     async def _adopt_after(self, key: Key, replica: Replica) -> None:
-        known = await self._again(key, replica)
+        known = await self._again(key)
         if not known and self._state.replica(*key) == replica:
             self._tunnels.adopt(key[0], replica)
 
-    async def _again(self, key: Key, replica: Replica) -> bool:
-        """A replica that was unregistered a moment ago keeps the tunnel that it had; one that is
-        reached in another way now waits until the old one is closed. Whether it has a tunnel."""
+    def _set_apart(self, key: Key, replica: Replica) -> None:
+        """Whoever is reached in another way now does not wait until what runs on the old one has
+        ended: his tunnel gets a socket of its own."""
+        retiring = self._retiring.get(key)
+        if retiring is not None and retiring.replica.tunnel != replica.tunnel:
+            retiring.close = self._tunnels.part(*key)
+            self._apart.add(self._retiring.pop(key))
+
+    async def _again(self, key: Key) -> bool:
+        """A replica that was unregistered a moment ago keeps the tunnel that it had. Whether it has
+        one."""
         retiring = self._retiring.get(key)
         if retiring is None:
             return False
-        old, task = retiring
-        if old.tunnel == replica.tunnel and self._tunnels.is_up(*key):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if self._tunnels.is_up(*key):
+            retiring.task.cancel()
+            await asyncio.gather(retiring.task, return_exceptions=True)
             if self._tunnels.is_up(*key):
                 return True
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(retiring.task, return_exceptions=True)
         return False
 
-    async def _close_idle(self, key: Key) -> None:
+    async def _close_idle(self, key: Key, retiring: _Retiring) -> None:
         try:
             running = await self._idle(key, self._drain_timeout)
             if running:
-                _log.warning("tunnel of replica %s of %s cuts %d requests", *key[::-1], running)
-            await self._tunnels.close(*key)
+                apart = retiring in self._apart  # then some of them run on the other one
+                how = "%d requests at the most" if apart else "%d requests"
+                _log.warning(f"tunnel of replica %s of %s cuts {how}", *key[::-1], running)
+            await retiring.close()
         except TunnelError as error:
             _log.warning("tunnel of replica %s of %s: %s", *key[::-1], error)
         finally:
-            if key in self._retiring and self._retiring[key][1] is asyncio.current_task():
+            self._apart.discard(retiring)
+            if self._retiring.get(key) is retiring:
                 del self._retiring[key]

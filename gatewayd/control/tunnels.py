@@ -7,7 +7,8 @@ ones there ought to be (control.tunneled).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from gatewayd.control.tunnel import Tunnel
@@ -27,6 +28,8 @@ class SshTunnels:
         self._folder = TunnelFolder(state_dir)
         self._on_change = on_change
         self._tunnels: dict[tuple[str, str], Tunnel] = {}
+        self._apart: set[Tunnel] = set()
+        self._parted: dict[tuple[str, str], int] = {}  # how often
         self._first = asyncio.Semaphore(FIRST_AT_A_TIME)
         self._again = asyncio.Semaphore(RECONNECTS_AT_A_TIME)
 
@@ -35,7 +38,7 @@ class SshTunnels:
         return f"<SshTunnels {up} of {len(self._tunnels)} up>"
 
     def address(self, service_key: str, replica_id: str) -> UnixAddress:
-        return self._folder.address(service_key, replica_id)
+        return self._folder.address(service_key, self._name(service_key, replica_id))
 
     async def open(self, service_key: str, replica: Replica) -> None:
         """Returns when it forwards. Raises TunnelError, and leaves nothing behind then."""
@@ -62,6 +65,21 @@ class SshTunnels:
         if tunnel is not None:
             await tunnel.aclose()
 
+    def part(self, service_key: str, replica_id: str) -> Callable[[], Awaitable[None]]:
+        """It goes on without its replica, which may get another one, at another socket. What is
+        returned closes it."""
+        key = (service_key, replica_id)
+        self._parted[key] = self._parted.get(key, 0) + 1
+        tunnel = self._tunnels.pop(key, None)
+        if tunnel is not None:
+            self._apart.add(tunnel)
+        return functools.partial(self._close_apart, tunnel)
+
+    async def _close_apart(self, tunnel: Tunnel | None) -> None:
+        if tunnel is not None:
+            self._apart.discard(tunnel)
+            await tunnel.aclose()
+
     def is_up(self, service_key: str, replica_id: str) -> bool:
         tunnel = self._tunnels.get((service_key, replica_id))
         return tunnel is not None and tunnel.up
@@ -72,8 +90,9 @@ class SshTunnels:
         return None if tunnel is None else tunnel.fault
 
     async def aclose(self) -> None:
-        tunnels = list(self._tunnels.values())
+        tunnels = [*self._tunnels.values(), *self._apart]
         self._tunnels.clear()
+        self._apart.clear()
         await asyncio.gather(*(tunnel.aclose() for tunnel in tunnels))
         self._folder.remove()
 
@@ -82,8 +101,13 @@ class SshTunnels:
         return Tunnel(
             f"{replica.id} of {service_key}",
             replica.tunnel,
-            self._folder.files(service_key, replica.id),
+            self._folder.files(service_key, self._name(service_key, replica.id)),
             first=self._first,
             again=self._again,
             on_change=self._on_change,
         )
+
+    def _name(self, service_key: str, replica_id: str) -> str:
+        """Of its files: no id of a replica holds a space."""
+        parted = self._parted.get((service_key, replica_id))
+        return replica_id if parted is None else f"{replica_id} {parted}"

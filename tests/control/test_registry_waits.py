@@ -4,7 +4,8 @@ leaves nothing behind."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from gatewayd.core.secret import Secret
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"
 WAY = SshTunnel((SshHop("u@h", 22, Secret("key")),), 8000)
+OTHER_WAY = replace(WAY, app_port=8001)
 
 
 def tunneled(id_: str, way: SshTunnel = WAY) -> Replica:
@@ -37,9 +39,10 @@ class FakeTunnels:
     calls: list[str] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     fault: str = ""
+    parted: int = 0
 
     def address(self, service_key: str, replica_id: str) -> UnixAddress:
-        return UnixAddress(f"/run/tunnels/{replica_id}.sock")
+        return UnixAddress(f"/run/tunnels/{replica_id}{self.parted or ''}.sock")
 
     async def open(self, service_key: str, replica: Replica) -> None:
         self.calls.append(f"open {replica.id} {replica.address}")
@@ -54,6 +57,12 @@ class FakeTunnels:
     async def close(self, service_key: str, replica_id: str) -> None:
         self.calls.append(f"close {replica_id}")
         self.up.discard((service_key, replica_id))
+
+    def part(self, service_key: str, replica_id: str) -> Callable[[], Awaitable[None]]:
+        self.calls.append(f"part {replica_id}")
+        self.up.discard((service_key, replica_id))
+        self.parted += 1
+        return functools.partial(self.close, service_key, f"parted {replica_id}")
 
     def is_up(self, service_key: str, replica_id: str) -> bool:
         return (service_key, replica_id) in self.up
@@ -185,6 +194,44 @@ async def test_registered_again_at_once_it_keeps_its_tunnel(make_plant: MakePlan
         await plant.registry.add_replica(KEY, tunneled("a"))
         assert tunnels.calls == ["open a unix:/run/tunnels/a.sock"]
         assert endpoints(plant) == ["a"]
+        running.table.close()
+
+
+async def test_registered_again_in_another_way_it_waits_for_no_request(
+    make_plant: MakePlant,
+) -> None:
+    """Else a call would take a drain time, which may be longer than who registers has patience."""
+    tunnels = FakeTunnels()
+    tunnels.go.set()
+    async with make_plant(workers=1, tunnels=tunnels, drain_timeout=3600) as plant:
+        await ready(plant)
+        await plant.registry.add_replica(KEY, tunneled("a"))
+        running = Running(plant, KEY, "a")
+        await plant.registry.remove_replica(KEY, "a")
+        async with asyncio.timeout(30):
+            await plant.registry.add_replica(KEY, tunneled("a", OTHER_WAY))
+        assert tunnels.calls[1:] == ["part a", "open a unix:/run/tunnels/a1.sock"]
+        assert endpoints(plant) == ["a"]
+        running.end_one()
+        await until(lambda: tunnels.calls[-1] == "close parted a")
+        assert tunnels.is_up(KEY, "a")
+        running.table.close()
+
+
+async def test_a_reload_leads_another_way_at_once(make_plant: MakePlant) -> None:
+    tunnels = FakeTunnels()
+    async with make_plant(workers=1, tunnels=tunnels, drain_timeout=3600) as plant:
+        await ready(plant)
+        of_file = replace(service("llama"), replicas=(tunneled("a"),))
+        await plant.registry.replace_all({KEY: of_file}, None, (), "main", None, None)
+        running = Running(plant, KEY, "a")
+        changed = replace(of_file, replicas=(tunneled("a", OTHER_WAY),))
+        await plant.registry.replace_all({KEY: changed}, None, (), "main", None, None)
+        await until(lambda: tunnels.calls[-1] == "adopt a" and tunnels.calls.count("adopt a") == 2)
+        assert plant.state.services[KEY].replicas[0].address == UnixAddress("/run/tunnels/a1.sock")
+        assert "close parted a" not in tunnels.calls
+        running.end_one()
+        await until(lambda: tunnels.calls[-1] == "close parted a")
         running.table.close()
 
 

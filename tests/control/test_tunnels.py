@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ssh_server import SshServer, make_key, ssh_processes
+from talking import echoed, say_nothing
 from waiting import until
 
 from gatewayd.control import tunnel as tunnel_module
@@ -75,24 +76,6 @@ async def tunnels(home: Path) -> AsyncIterator[SshTunnels]:
 
 def replica(id_: str, port: int, *hops: SshHop) -> Replica:
     return Replica(id_, UnixAddress(""), "api", tunnel=SshTunnel(hops, port))
-
-
-async def echoed(at: UnixAddress, text: bytes = b"hello\n") -> bytes:
-    """Empty when it was closed without a word."""
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_unix_connection(at.path)
-        try:
-            writer.write(text)
-            return await reader.read()
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
-
-
-async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
 
 
 @pytest.mark.parametrize("jumps", [0, 1, 2])
@@ -331,6 +314,23 @@ async def test_at_the_start_nobody_waits_and_all_come_up(
             await until(lambda: all(each.is_up(KEY, name) for name in names), "all up")
             assert len(ssh_processes(str(home))) == 20
             assert await echoed(each.address(KEY, "r19")) == b"hello\n"
+
+
+async def test_one_that_is_parted_stays_open_beside_its_successor(
+    tmp_path: Path, home: Path, app: App
+) -> None:
+    server = SshServer(tmp_path / "s")
+    async with serving(server), tunnels(home) as each:
+        await each.open(KEY, replica("a", app.port, server.hop()))
+        former, close = each.address(KEY, "a"), each.part(KEY, "a")
+        assert not each.is_up(KEY, "a")
+        await each.open(KEY, replica("a", app.port, server.hop()))
+        assert await echoed(former) == await echoed(each.address(KEY, "a")) == b"hello\n"
+        await close()
+        with pytest.raises(FileNotFoundError):
+            await echoed(former)
+        assert await echoed(each.address(KEY, "a")) == b"hello\n"
+        each.part(KEY, "a")  # what is left open is closed with the gateway
 
 
 async def test_many_open_in_parallel(tmp_path: Path, home: Path, app: App) -> None:
