@@ -104,6 +104,22 @@ class Compiler:
         self._targets = {target.service.key: target for target in snapshot.targets.values()}
         return snapshot
 
+    def check(self) -> None:
+        """Raises what `snapshot` would, of services that have changed since the last one. Such as
+        LeaseError; the next snapshot frees what was leased in vain."""
+        changed = []
+        for service in self._state.services.values():
+            known = self._compiled.get(service.key)
+            if known is None or known.service is not service:
+                changed.append(self._compile(service))
+        compile_snapshot(
+            0,
+            [entry.bare for entry in changed],
+            {entry.service.key: entry.upstream for entry in changed},
+            auth=self._state.judge(),
+            trusted_proxies=self._state.trusted_proxies,
+        )
+
     def _compile(self, service: Service) -> _Compiled:
         """As last time, if nothing that it depends on has changed."""
         key = service.key

@@ -82,6 +82,10 @@ class Publisher:
         self._asked += 1
         self._wake.set()
 
+    def check(self) -> None:
+        """Raises what publishing the state as it is now would fail with."""
+        self._compiler.check()
+
     async def publish(self) -> None:
         """Concurrent calls share one snapshot: whoever comes first carries all changes so far."""
         self._asked += 1

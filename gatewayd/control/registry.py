@@ -11,10 +11,11 @@ certificate, a tunnel) is waited for with its names reserved. Requests that run 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,7 +29,7 @@ from gatewayd.control.conflicts import (
     of_file,
 )
 from gatewayd.control.draining import until_idle
-from gatewayd.control.leases import IndexLeases
+from gatewayd.control.leases import IndexLeases, LeaseError
 from gatewayd.control.outside import (
     Certificates,
     NoTunnels,
@@ -98,16 +99,17 @@ class Registry:
             if service.https:
                 await self._certify(service.domains)
                 self._check_new_service(service)  # a reload asks nobody
-            self._state.services[service.key] = service
-            if service.model is not None:
-                # A name that another service of the project had is this one's from now on.
-                self._state.models[service.project, service.model] = ModelEntry(
-                    service.project,
-                    service.model,
-                    service.name,
-                    created=int(time.time()),
-                    format=service.model_format,
-                )
+            with self._checked():
+                self._put(service)
+                if service.model is not None:
+                    # A name that another service of the project had is this one's from now on.
+                    self._state.models[service.project, service.model] = ModelEntry(
+                        service.project,
+                        service.model,
+                        service.name,
+                        created=int(time.time()),
+                        format=service.model_format,
+                    )
             if ssh_key is not None:
                 if self._state.keys.get(service.project, ssh_key) != ssh_key:
                     _log.warning("project %s has another ssh key from now on", service.project)
@@ -194,7 +196,8 @@ class Registry:
                     ) from error
             try:
                 service = self._check_new_replica(key, replica)  # it took a while
-                self._put(replace(service, replicas=(*service.replicas, replica)))
+                with self._checked():
+                    self._put(replace(service, replicas=(*service.replicas, replica)))
                 await self._commit()
             except BaseException:
                 await self._tunnels.close(key, replica)
@@ -279,13 +282,15 @@ class Registry:
         check_domains({}, services.values())
         check_peers(services.values())
         check_entrypoints(self._state.entrypoints.values(), of_file(services.values()))
-        before, self._state.services = self._state.services, dict(services)
+        before = self._state.services
+        with self._checked():
+            self._state.services = dict(services)
+            self._state.auth = auth
+            self._state.registered_auth = registered_auth
+            self._state.trusted_proxies = trusted_proxies
+            self._state.project = project
+            self._state.entrypoint = entrypoint
         self._tunnels.follow(before)
-        self._state.auth = auth
-        self._state.registered_auth = registered_auth
-        self._state.trusted_proxies = trusted_proxies
-        self._state.project = project
-        self._state.entrypoint = entrypoint
         await self._publish()
 
     # --- shared --------------------------------------------------------------------------------
@@ -313,6 +318,21 @@ class Registry:
 
     def _put(self, service: Service) -> None:
         self._state.services[service.key] = service
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """What is changed within can be told to workers, or it is not changed at all: else it would
+        be saved, and meet every later change and the next start."""
+        before = self._state.copy()
+        try:
+            yield
+            self._publisher.check()
+        except BaseException as error:
+            self._state.become(before)
+            self._publisher.request()
+            if isinstance(error, LeaseError):
+                raise RefusedError(str(error)) from error
+            raise
 
     async def _commit(self) -> None:
         """Saved, and then everywhere. When it cannot be saved it is undone by now."""

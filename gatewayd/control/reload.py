@@ -129,7 +129,7 @@ class Reloader:
                 new.model_endpoint,
                 new.registered_auth,
             )
-        except RefusedError:
+        except Exception:
             await self._certificates.follow(self.config)
             raise
         self._certificates.expect()

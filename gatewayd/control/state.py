@@ -7,7 +7,7 @@ the data plane makes of them (control.publisher).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from gatewayd.core.entrypoint import Entrypoint, ModelEntry
 from gatewayd.core.model import Auth, Replica, ReplicaRole, Service
@@ -42,6 +42,20 @@ class State:
     unreachable: set[tuple[str, str]] = field(default_factory=set)
     # the same of those whose service has roles, once they have told theirs: seen, not configured
     roles: dict[tuple[str, str], ReplicaRole] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        """As it is configured now, whatever is changed later."""
+        return replace(
+            self,
+            services=dict(self.services),
+            entrypoints=dict(self.entrypoints),
+            models=dict(self.models),
+            keys=dict(self.keys),
+        )
+
+    def become(self, other: State) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     def replicas(self) -> Iterator[tuple[Service, Replica]]:
         for service in self.services.values():

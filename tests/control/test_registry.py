@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,12 @@ import pytest
 from plant import Plant, Running, replica, service
 from waiting import until
 
+from gatewayd.control import leases
 from gatewayd.control.conflicts import RefusedError
 from gatewayd.control.registry import Drained
-from gatewayd.core.model import RouterSpec, Service
+from gatewayd.core import snapshot
+from gatewayd.core.model import RateLimit, RouterSpec, Service
+from gatewayd.core.ratelimit import Rule
 
 MakePlant = Callable[..., Plant]
 KEY = "main/llama"
@@ -200,3 +203,44 @@ async def test_a_replica_registered_anew_is_not_removed_by_an_older_call(
         assert plant.state.replica(KEY, "a") == replica("a")
         assert sorted(endpoints(plant)) == ["a", "b"]
         running.table.close()
+
+
+async def test_what_cannot_be_told_to_workers_is_not_saved(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[list[str]] = []
+    compiled = snapshot.compile_limits
+
+    def compile_limits(key: str, limits: Iterable[RateLimit]) -> tuple[Rule, ...]:
+        if key == "main/bad":
+            raise OverflowError
+        return compiled(key, limits)
+
+    async def keep() -> None:
+        saved.append(list(plant.state.services))
+
+    monkeypatch.setattr(snapshot, "compile_limits", compile_limits)
+    async with make_plant(workers=1, keep=keep) as plant:
+        await serving(plant)
+        with pytest.raises(OverflowError):
+            await plant.registry.add_service(service("bad", origin="api", model="m"))
+        assert not plant.state.models
+        await plant.registry.add_service(service("good", origin="api"))
+        await plant.registry.add_replica(KEY, replica("a"))
+        assert saved == [[KEY], [KEY, "main/good"], [KEY, "main/good"]]
+        assert endpoints(plant) == ["a"]
+
+
+async def test_a_reload_with_too_many_replicas_is_refused_whole(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "CAPACITY", 3)
+    async with make_plant(workers=1) as plant:
+        await serving(plant, "a")
+        many = {KEY: service("llama", *"abcde")}
+        with pytest.raises(RefusedError, match="more than 3 endpoints"):
+            await plant.registry.replace_all(many, None, (), "other", None, None)
+        assert [r.id for r in plant.state.services[KEY].replicas] == ["a"]
+        assert plant.state.project == "main"
+        await plant.registry.remove_replica(KEY, "a")  # what follows is not held up
+        assert endpoints(plant) == []
