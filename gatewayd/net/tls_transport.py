@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol, cast
 
+from gatewayd.net.lane import straight
 from gatewayd.net.tls import ACME_PROTOCOL, Contexts
 
 _HANDSHAKE_RECORD: Final = 0x16  # RFC 8446, 5.1: how every connection begins
@@ -199,7 +201,8 @@ class TlsTransport(asyncio.Protocol):
             self.close()  # the handshake was all that was wanted (RFC 8737, 3)
             return
         # An event of a stream is these three calls: bound once.
-        self._seal, self._sealed, self._send = tls.write, self._outgoing.read, self._raw.write
+        self._seal, self._sealed = tls.write, self._outgoing.read
+        self._send: Callable[[bytes], None] = self._raw.write
         self._open = True
         self._upper.secured()
         if self._open and (self._incoming.pending or tls.pending()):
@@ -247,6 +250,10 @@ class TlsTransport(asyncio.Protocol):
             self.abort()
             return
         self._send(self._sealed())
+
+    def send_straight(self) -> None:
+        """It carries a stream that lasts."""
+        self._send = straight(self._raw)
 
     def _write_rest(self, data: memoryview, size: int) -> None:
         """A call seals one record. Each leaves at once, so that the buffer between, which never

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from httptools import HttpParserError, HttpResponseParser
-
-from gatewayd.core.chunks import upto_last_chunk
+from gatewayd.core.chunks import SIZE_LINES, upto_last_chunk
 from gatewayd.core.headers import BadResponse, ResponseHead
 from gatewayd.core.retry import Failure
-from gatewayd.net.flow import Flow
+from gatewayd.net.chunked import BrokenChunksError, Chunks
+from gatewayd.net.lane import Lane, LaneFlow
 from gatewayd.net.sink import NOWHERE, Sink
 
 if TYPE_CHECKING:
@@ -27,13 +26,11 @@ _MAX_HEAD: Final = 64 * 1024
 JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
 _UNREAD: Final = (ConnectionResetError, BrokenPipeError)
 _LENGTH_FIELD: Final = frozenset((b"content-length",))
-# The parser follows the framing of chunks; of the head it needs no more than that they are some.
-_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 
 
-class UpstreamConnection(Flow):
+class UpstreamConnection(LaneFlow):
     """One connection to a replica or a router; carries one exchange at a time.
 
     `received` counts body bytes as they came, `request_done` is set by the sender after the
@@ -42,14 +39,13 @@ class UpstreamConnection(Flow):
     """
 
     __slots__ = (
+        "_between",
         "_buffer",
-        "_complete",
+        "_chunks",
         "_heard",
         "_is_head",
         "_is_last",
         "_lead",
-        "_messages",
-        "_parser",
         "_remaining",
         "_sink",
         "_strip",
@@ -79,11 +75,10 @@ class UpstreamConnection(Flow):
         self.status = 0
         self.head: ResponseHead = None  # type: ignore[assignment]
         self._sink: Sink | None = None
-        self._parser: HttpResponseParser | None = None
+        self._chunks: Chunks | None = None
+        self._between = False  # chunks, and the first has been
         self._buffer = b""
         self._remaining = 0
-        self._messages = 0
-        self._complete = False
         self._heard = False
         self._is_head = False
         self._is_last = False
@@ -170,16 +165,11 @@ class UpstreamConnection(Flow):
     def data_received(self, data: bytes) -> None:
         state = self.state
         if state == CHUNKED:  # every event of every stream
-            try:
-                self._parser.feed_data(data)  # type: ignore[union-attr]
-            except HttpParserError as error:
-                self._fail(Failure.RESET_MIDSTREAM, f"sent broken chunks: {error}")
-                return
-            if self._complete or self._messages != 1 or not self.received:
-                self._chunks_turn(data)
-            else:
+            if self._between and data.startswith(SIZE_LINES[len(data)]) and data.endswith(b"\r\n"):
                 self.received += len(data)
                 self._write_body(data)
+            else:
+                self._chunks_turn(data)
         elif state == LENGTH:
             self._counted(data)
         elif state in (UNTIL_EOF, TUNNEL):
@@ -197,18 +187,23 @@ class UpstreamConnection(Flow):
     # --- where the message ends
 
     def _chunks_turn(self, data: bytes) -> None:
-        """The first of a chunked body, its last, or what may not be."""
-        if self._messages != 1:
-            self._fail(Failure.RESET_MIDSTREAM, "sent a second message behind the first")
+        """The first of a chunked body, its last, and what is not one whole chunk."""
+        chunks = self._chunks
+        assert chunks is not None
+        try:
+            chunks.feed(data)
+        except BrokenChunksError as error:
+            self._fail(Failure.RESET_MIDSTREAM, str(error))
             return
         if not self.received and self._sink is not None:
             self._sink.first_byte()
+        self._between = chunks.between
         exact = False
-        if self._complete:
+        if chunks.complete:
             data, exact = upto_last_chunk(data)
         self.received += len(data)
         self._write_body(data)
-        if self._complete:
+        if chunks.complete:
             self._end(reusable=exact and not self.head.close)
 
     def _counted(self, data: bytes) -> None:
@@ -304,10 +299,8 @@ class UpstreamConnection(Flow):
                 head.drop(_LENGTH_FIELD)  # RFC 9110, 8.6
         elif head.chunked:
             self.state = CHUNKED
-            self._messages = 0
-            self._complete = False
-            self._parser = HttpResponseParser(self)
-            self._parser.feed_data(_CHUNKED_HEAD)
+            self._chunks = Chunks()
+            self._between = False
         elif head.length >= 0:
             self.state = LENGTH
             self._remaining = head.length
@@ -338,15 +331,33 @@ class UpstreamConnection(Flow):
         lead, self._lead = self._lead, b""
         write(lead + data)
 
+    # --- a stream that lasts
+
+    @property
+    def lasting(self) -> bool:
+        """It carries a stream, has done so for a while, and could do so by the lane."""
+        return self._between and not (
+            self.in_lane or self.reading_paused or self.transport.is_closing()
+        )
+
+    def settle(self, lane: Lane, write: Callable[[bytes], None]) -> None:
+        """From now on the pieces of the stream come by the lane and go to `write`, until there is
+        anything else than the next piece."""
+        if self.join_lane(lane):
+            self._write_body = write
+
     # --- endings
 
     def _end(self, *, reusable: bool) -> None:
         sink, self._sink = self._sink, None
-        self._parser = None
+        self._chunks = None
+        self._between = False
         self._write_body = self._write_rest = NOWHERE.send
         if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
-            if self.reading_paused:
+            if self.in_lane:
+                self.leave_lane()
+            elif self.reading_paused:
                 self.resume_reading()
             self.pool.put(self)
         else:
@@ -361,7 +372,8 @@ class UpstreamConnection(Flow):
             sink.response_failed(self, failure, detail)
 
     def _close(self) -> None:
-        self._parser = None
+        self._chunks = None
+        self._between = False
         self._write_body = self._write_rest = NOWHERE.send
         if self.state != CLOSED:
             self._gone()
@@ -369,14 +381,8 @@ class UpstreamConnection(Flow):
             self.transport.abort()
 
     def _gone(self) -> None:
+        if self.in_lane:
+            self._off_lane()
         self.state = CLOSED
         self.closed = True
         self._wake()
-
-    # --- httptools' callbacks; no on_body, so a body costs no call per chunk
-
-    def on_message_begin(self) -> None:
-        self._messages += 1
-
-    def on_message_complete(self) -> None:
-        self._complete = True

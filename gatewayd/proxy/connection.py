@@ -23,6 +23,8 @@ from aiohttp import web
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.net.in_kernel import unread, unsent
+from gatewayd.net.lane import straight
+from gatewayd.net.tls_transport import TlsTransport
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.hearing import Hearing
@@ -234,6 +236,15 @@ class ClientConnection(Hearing):
         assert self.transport is not None
         self._handler.outbox.flush()
         return self.transport.write
+
+    def straight(self) -> Callable[[bytes], None]:
+        """For an answer that lasts, and of which a piece has been sent."""
+        transport = self.transport
+        assert transport is not None
+        if isinstance(transport, TlsTransport):
+            transport.send_straight()
+            return transport.write
+        return straight(transport)
 
     # --- closing
 

@@ -7,7 +7,7 @@ walk (plane), what happens then (forward).
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gatewayd.core.retry import Failure
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from gatewayd.core.model import Timeouts
     from gatewayd.net.upstream import UpstreamConnection
     from gatewayd.proxy.exchange import Exchange
+
+
+_REST_S: Final = 1.0
+_LONG_S: Final = 10.0  # a bound that may be noticed a second late
 
 
 class Late(enum.Enum):
@@ -31,6 +35,9 @@ class Deadlines:
 
     Until the first body byte `first_byte` counts, headers or not: engines send their head at
     once and prefill for minutes. A client that does not read stops the replica's clock.
+
+    `rest_s` is how long nobody needs to look: thousands of streams are not to be walked over ten
+    times a second for bounds of minutes.
     """
 
     __slots__ = (
@@ -40,6 +47,7 @@ class Deadlines:
         "_progress_at",
         "_started_at",
         "_timeouts",
+        "rest_s",
     )
 
     def __init__(
@@ -51,6 +59,9 @@ class Deadlines:
         self._progress_at = now
         self._progress = -1
         self._connection: UpstreamConnection | None = None
+        bounds = (timeouts.first_byte, timeouts.idle, timeouts.total, body_idle_s)
+        short = any(bound is not None and bound < _LONG_S for bound in bounds)
+        self.rest_s = 0.0 if short else _REST_S
 
     def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
         """`now` is loop time, the monotonic clock in seconds, as is `started_at`."""

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 
 class Forward:
-    """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile."""
+    """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile. `sweep_at`
+    is when the sweeper has something to look at again (loop time)."""
+
+    sweep_at = 0.0
 
     _course: Course | None = None  # none while there is nothing to decide about
     _endpoint: Endpoint | None = None
@@ -336,6 +339,15 @@ class Forward:
             self._refuse_upload(replies.BODY_TIMEOUT)
         elif late is not None:
             self._time_out(late)
+        else:
+            if connection.lasting:
+                self._settle(connection)
+            if self._course is None or self._responding:
+                self.sweep_at = now + deadlines.rest_s
+
+    def _settle(self, connection: UpstreamConnection) -> None:
+        """A stream that lasts: from now on its pieces are passed on at the least price."""
+        connection.settle(self._plane.lane, self._exchange.connection.straight())
 
     def _time_out(self, late: Late) -> None:
         assert self._endpoint is not None

@@ -14,6 +14,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.core.model import Address, Endpoint
+from gatewayd.net.lane import Lane
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.mux_pool import MuxPool
 from gatewayd.net.outbox import Outbox
@@ -40,6 +41,7 @@ class Plane:
         self.loop = loop
         self.loads = loads
         self.outbox = Outbox(loop)
+        self.lane = Lane(loop)
         self.asker = asker or Asker(loop, 0)
         self._changed = asyncio.Event()
         self.active: set[Forward] = set()
@@ -135,6 +137,7 @@ class Plane:
         for mux_pool in self._mux_pools.values():
             mux_pool.close()
         self.keep_pools(set())
+        self.lane.close()
 
     def begin(self, forward: Forward) -> None:
         """It runs from now on, and has deadlines."""
@@ -161,7 +164,8 @@ class Plane:
             now = loop.time()
             try:
                 for forward in list(self.active):
-                    forward.sweep(now)
+                    if forward.sweep_at <= now:
+                        forward.sweep(now)
                 if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
                     slow_at = now
                     for server in self.servers:

@@ -118,6 +118,9 @@ class TgiForward(Forward):
             self._events = EventReader()
         return b"", self
 
+    def _settle(self, connection: UpstreamConnection) -> None:
+        """Its pieces are not passed on as they are."""
+
     # --- Receiver: the replica's answer as it came
 
     def stream(self) -> Callable[[bytes], None]:
