@@ -7,6 +7,7 @@ exchanges, answers (connection), what a head means (handler).
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from aiohttp import web
@@ -23,6 +24,8 @@ from gatewayd.proxy.parser import one_by_one
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
 _HEAD_END: Final = b"\r\n\r\n"
+# aiohttp's parser takes more spaces than one, and versions of RTSP and ICE for HTTP's.
+_LINE: Final = re.compile(rb"(?:\r\n)*[^ ]+ [^ ]+ HTTP/")
 _UNSURE: Final = -2  # -1 is a length too: of a chunked body
 
 
@@ -44,6 +47,7 @@ class Hearing(RequestHandler):
         "_held_size",
         "_parser_empty",
         "_parser_holds",
+        "_start",
         "exchange",
         "heard",
         "known",
@@ -68,6 +72,7 @@ class Hearing(RequestHandler):
         self._body_fed = 0  # bytes behind the head that the parser was given for the last message
         self._head_since = 0.0
         self._head_size = 0
+        self._start = b""  # of a head that has not come whole
 
     # --- known heads
 
@@ -135,7 +140,12 @@ class Hearing(RequestHandler):
                 if size > limits.header_size:
                     self._refuse(replies.HEAD_TOO_LARGE)
                     return
+            # Not seen of what came in one read behind another request: the parser has it.
+            if (self._parser_empty or self._start) and not _LINE.match(self._start + data):
+                self._refuse(replies.bad_request("The request line is ill-formed"))
+                return
             self._messages.extend(messages)
+            self._start = b""
             self._head_since = 0.0
             self._head_size = 0
             self._body_fed = _UNSURE
@@ -149,6 +159,8 @@ class Hearing(RequestHandler):
             if self._body_fed != _UNSURE:
                 self._body_fed += len(data)
         else:
+            if self._parser_empty or (self._start and not _LINE.match(self._start)):
+                self._start += data
             self._parser_holds = self._parser_empty = False
             if data and not self._head_since:
                 self._head_since = self._loop.time()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from conversation import get, reply
 from harness import Gateway
@@ -78,6 +80,11 @@ REQUESTS: dict[str, bytes] = {
     "HTTP/1.10": b"GET / HTTP/1.10\r\n" + HOST + b"\r\n",
     "HTTP/11": b"GET / HTTP/11\r\n" + HOST + b"\r\n",
     "http/1.1": b"GET / http/1.1\r\n" + HOST + b"\r\n",
+    "RTSP/1.0": b"GET / RTSP/1.0\r\n" + HOST + b"\r\n",
+    "RTSP/1.1": b"GET / RTSP/1.1\r\n" + HOST + b"\r\n",
+    "ICE/1.0": b"SOURCE / ICE/1.0\r\n" + HOST + b"\r\n",
+    "two spaces before target": b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "two spaces before version": b"GET /  HTTP/1.1\r\n" + HOST + b"\r\n",
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 32 + b"\r\n\r\n",
     "space in target": b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -143,6 +150,23 @@ async def test_it_is_refused_closed_and_reaches_nobody(gateway: Gateway, request
     assert replica.untouched
     codes = gateway.totals("").codes
     assert codes == {answer.status: 1}
+
+
+@pytest.mark.parametrize("name", ["RTSP/1.0", "two spaces before target"])
+@pytest.mark.parametrize("before", [b"", b"\r\n", get("/before")])
+async def test_a_request_line_in_pieces(gateway: Gateway, name: str, before: bytes) -> None:
+    replica = await gateway.serve()
+    replica.answers = reply(b"ok")
+    client = await gateway.client()
+    if before.strip():
+        assert (await client.ask(before)).status == 200
+    else:
+        await client.send(before)
+    for at in range(0, len(REQUESTS[name]), 3):
+        await client.send(REQUESTS[name][at : at + 3])
+        await asyncio.sleep(0)
+    assert (await client.message()).status == 400
+    await client.gone()
 
 
 BODIES: dict[str, bytes] = {
