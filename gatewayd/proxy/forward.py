@@ -21,6 +21,7 @@ from gatewayd.net.sink import NOWHERE, BodyPath
 from gatewayd.net.upstream import UpstreamConnection
 from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
+from gatewayd.proxy.dechunked import Dechunked
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import (
@@ -176,9 +177,6 @@ class Forward:
         if client.transport is None:
             connection.abort()
             return _NOWHERE
-        if not exchange.http11 and connection.head.chunked:
-            self._drop_attempt(connection, Failure.BROKEN)
-            return _NOWHERE
         self._responding = True
         self._body.forget()  # a stream may run for minutes
         exchange.status = status
@@ -189,7 +187,10 @@ class Forward:
             return _NOWHERE
         if not exchange.payload.is_eof() or client.closing or client.draining:
             exchange.close = True
-        return response_head(exchange, served, connection, self._plane), client
+        lead = response_head(exchange, served, connection, self._plane)
+        if connection.head.chunked and not exchange.http11:
+            return b"", Dechunked(client, lead)
+        return lead, client
 
     def first_byte(self) -> None:
         self._exchange.first_byte_at = time.monotonic()
@@ -262,7 +263,7 @@ class Forward:
             exchange.bytes_out = self._connection.received
             head = self._connection.head
             sized = head.length >= 0 and not self._served.unsized_errors
-            reset = not head.chunked and not sized
+            reset = not sized and not (head.chunked and exchange.http11)
         exchange.closed_by = closed_by
         exchange.close = True
         self._leave()
@@ -347,7 +348,8 @@ class Forward:
 
     def _settle(self, connection: UpstreamConnection) -> None:
         """A stream that lasts: from now on its pieces are passed on at the least price."""
-        connection.settle(self._plane.lane, self._exchange.connection.straight())
+        if self._exchange.http11:  # else they are not what came
+            connection.settle(self._plane.lane, self._exchange.connection.straight())
 
     def _time_out(self, late: Late) -> None:
         assert self._endpoint is not None

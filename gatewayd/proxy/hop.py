@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Between the bridge and the edge: how an attempt at a replica failed, and which replica it was.
 FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
 REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
 
 def request_head(
@@ -49,7 +50,7 @@ def request_head(
     if exchange.length > 0:
         more += b"Content-Length: %d\r\n" % exchange.length
     elif exchange.length < 0:
-        more += b"Transfer-Encoding: chunked\r\n"
+        more += _CHUNKED
     elif b"content-length" in noted:
         more += b"Content-Length: 0\r\n"
     if exchange.upgrade:
@@ -131,6 +132,8 @@ def response_head(
     body is the end of the connection."""
     head = connection.head
     start = head.made or _response_start(head)
+    if head.chunked and not exchange.http11:
+        start = start.replace(b"\r\n" + _CHUNKED, b"\r\n", 1)  # proxy.dechunked
     if head.length < 0:
         bodyless = connection.status in (204, 304) or exchange.method == "HEAD"
         if not head.chunked and not bodyless:
@@ -155,7 +158,7 @@ def _response_start(head: ResponseHead) -> bytes:
     """The part that is the same whenever a replica answers with the same head."""
     parts = [head.status_line, *head.lines]
     if head.chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
+        parts.append(_CHUNKED)
     if head.content_type[:17].lower() == b"text/event-stream":
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
     head.made = start = b"".join(parts)

@@ -187,3 +187,19 @@ async def test_a_body_of_known_length_does_not(gateway: Gateway) -> None:
     assert len(gateway.plane.lane) == 0
     await wire.send(b"67890")
     await client.expect(b"67890")
+
+
+async def test_chunks_for_a_client_of_http_1_0_are_not_for_the_lane(gateway: Gateway) -> None:
+    replica = await gateway.serve()
+    old, new = await gateway.client(), await gateway.client()
+    await old.send(HELLO.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    stream = await replica.accept()
+    await stream.message()
+    await stream.send(BEGUN + FIRST)
+    await old.upto(b"data: 1\n\n")
+    await open_stream(gateway, replica, new)
+    await lasts(gateway)  # and so the older one has been looked at
+    await stream.send(SECOND)
+    await old.expect(b"data: 2\n\n")
+    await stream.send(END)
+    assert await old.rest() == b""

@@ -277,10 +277,30 @@ async def test_a_client_of_http_1_0_never_sees_chunks(gateway: Gateway) -> None:
     client = await gateway.client()
     await client.send(b"GET / HTTP/1.0\r\nHost: chat.example\r\n\r\n")
     wire, _ = await replica.request()
-    await wire.send(reply(b"chunky", framing="chunked"))
-    seen = await client.rest()
-    assert b"Transfer-Encoding" not in seen
-    assert seen.startswith(b"HTTP/1.1 502 ")
+    await wire.send(reply(b"", framing="chunked")[:-5])
+    head = await client.upto(b"\r\n\r\n")  # before there is a body
+    assert b"ransfer-" not in head
+    assert b"Connection: close\r\n" in head
+    await wire.send(b"6\r\nchu")
+    await client.expect(b"chu")
+    await wire.send(b"nky\r\n3;a=b\r\ntwo\r\n")
+    await client.expect(b"nkytwo")
+    await wire.send(b"5\r\nthree\r\n0\r\n\r\n")
+    assert await client.rest() == b"three"
+    assert gateway.totals().codes == {200: 1}
+
+
+async def test_a_client_of_http_1_0_sees_that_chunks_are_cut(gateway: Gateway) -> None:
+    replica = await gateway.serve()
+    client = await gateway.client()
+    await client.send(b"GET / HTTP/1.0\r\nHost: chat.example\r\n\r\n")
+    wire, _ = await replica.request()
+    await wire.send(reply(b"some", framing="chunked")[:-5])
+    await client.upto(b"some")
+    wire.close()
+    with pytest.raises(Cut) as cut:
+        await client.rest()
+    assert cut.value.reset
 
 
 async def test_keep_alive_of_http_1_0_is_not_offered(gateway: Gateway) -> None:
