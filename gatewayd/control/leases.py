@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gatewayd.core.model import TcpAddress
@@ -57,6 +57,9 @@ class _Lingering:
     def __len__(self) -> int:
         return len(self._idle_since)
 
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._idle_since)
+
 
 class IndexLeases:
     """Columns of the load table, each handed on only after its count was zero for a while."""
@@ -92,6 +95,10 @@ class IndexLeases:
         """Requests in flight, over all processes."""
         index = self._leased.get(key)
         return 0 if index is None else self._loads.load(index)
+
+    def busy(self) -> list[tuple[Key, int]]:
+        """What is no longer wanted, and how many requests still run on it."""
+        return [(key, load) for key in self._lingering if (load := self.load(key))]
 
     def keep(self, wanted: set[Key]) -> None:
         """Everything else lingers from now on."""

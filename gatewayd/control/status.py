@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -220,12 +220,18 @@ class Status:
         meanwhile: a name is told once, and what is gone when its turn comes is left out."""
         yield ServiceSample("", self._telemetry.total(NOBODY))
         hosts = dict(self._routers)
+        left: dict[str, list[tuple[str, int]]] = {}  # by service: removed replicas that still work
+        for (service_key, id_), load in self._indexes.busy():
+            if not id_.startswith("@"):  # a router's endpoint is no replica
+                left.setdefault(service_key, []).append((id_, load))
         for key in list(self._state.services):
             service = self._state.services.get(key)
             if service is not None:
-                yield self._service_sample(service, hosts.get(key))
+                yield self._service_sample(service, hosts.get(key), left.get(key, ()))
 
-    def _service_sample(self, service: Service, host: RouterHost | None) -> ServiceSample:
+    def _service_sample(
+        self, service: Service, host: RouterHost | None, left: Iterable[tuple[str, int]]
+    ) -> ServiceSample:
         key = service.key
         counted = self._telemetry.total(key)
         present = {"", *(replica.id for replica in service.replicas)}  # "" is the router
@@ -234,10 +240,12 @@ class Status:
             for (replica, kind), count in counted.upstream_errors.items()
             if replica in present
         }
+        in_flight = [(each.id, self._indexes.load((key, each.id))) for each in service.replicas]
+        in_flight += [(id_, load) for id_, load in left if id_ not in present]
         return ServiceSample(
             self._label(service),
             counted,
-            [(replica.id, self._indexes.load((key, replica.id))) for replica in service.replicas],
+            in_flight,
             Counter(self._state.replica_state(key, replica) for replica in service.replicas),
             None if host is None else RouterSample(host.endpoint is not None, host.restarts),
         )

@@ -16,6 +16,7 @@ from waiting import until
 
 from gatewayd.control.compiler import Compiler, RouterView
 from gatewayd.control.leases import IndexLeases, PortLeases
+from gatewayd.control.parts import Parts
 from gatewayd.control.publisher import Publisher
 from gatewayd.control.registry import Registry
 from gatewayd.control.slot import Hooks, SlotProcess
@@ -181,7 +182,9 @@ class Plant:
 class Running:
     """Requests in flight on a replica, as a worker would count them."""
 
-    def __init__(self, plant: Plant, service_key: str, replica_id: str, requests: int = 1) -> None:
+    def __init__(
+        self, plant: Plant | Parts, service_key: str, replica_id: str, requests: int = 1
+    ) -> None:
         self.table = LoadTable.attach(os.dup(plant.loads.fd), plant.loads.slots, 0)
         self.index = plant.indexes.lease((service_key, replica_id))
         for _ in range(requests):

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from gateway import FILE, Gateway, running, write
+from plant import Running
 from waiting import until
 
 from gatewayd.control.api.guard import host_of, is_local
@@ -55,6 +56,29 @@ async def test_status_and_metrics_tell_the_same(home: Path) -> None:
         assert 'gatewayd_requests_total{code="200",service="llama"} 2' in text
         assert "gatewayd_workers 2" in text
         assert "gatewayd_connections 4" in text
+
+
+async def test_a_removed_replica_is_counted_while_requests_run_on_it(home: Path) -> None:
+    series = 'gatewayd_requests_in_flight{replica="a",service="llama"}'
+    async with running(home) as gateway:
+        requests = Running(gateway.control.parts, "main/llama", "a", 2)
+        _, text = await gateway.get("/metrics")
+        assert f"{series} 2\n" in text
+        replica = "/api/registry/main/services/llama/replicas/a"
+        assert await gateway.post(f"{replica}/unregister") == (200, {"status": "ok"})
+        requests.end_one()
+        _, text = await gateway.get("/metrics")
+        assert f"{series} 1\n" in text
+        again = {"id": "a", "socket": str(home / "a.sock")}
+        url = "/api/registry/main/services/llama/replicas/register"
+        assert (await gateway.post(url, again))[0] == 200
+        _, text = await gateway.get("/metrics")
+        assert text.count(series) == 1
+        assert (await gateway.post(f"{replica}/unregister"))[0] == 200
+        requests.end_one()
+        _, text = await gateway.get("/metrics")
+        assert series not in text
+        requests.table.close()
 
 
 async def test_a_replica_is_seen_up_again_within_a_second(home: Path) -> None:
