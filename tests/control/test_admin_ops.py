@@ -69,7 +69,7 @@ async def test_a_removed_replica_is_counted_while_requests_run_on_it(home: Path)
         requests.end_one()
         _, text = await gateway.get("/metrics")
         assert f"{series} 1\n" in text
-        again = {"id": "a", "socket": str(home / "a.sock")}
+        again = {"id": "a", "url": "http://127.0.0.1:9"}
         url = "/api/registry/main/services/llama/replicas/register"
         assert (await gateway.post(url, again))[0] == 200
         _, text = await gateway.get("/metrics")
