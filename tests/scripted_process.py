@@ -5,7 +5,8 @@
 writes one line of JSON on the file $SCRIPTED_LOG for each frame it gets. Behaviours, joined by `+`:
 `ack` (acknowledges, reports every 50 ms), `silent` (ready, then never reports), `dead` (exits 3 at
 once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on endpoint index 0),
-`last-words` (counts its requests only in its last report), `stubborn` (does not drain).
+`idle` (reports once, then only that nothing happens), `last-words` (counts its requests only in its
+last report), `stubborn` (does not drain).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import sys
 
 from gatewayd.core.messages import (
+    AS_BEFORE,
     Ack,
     Certificates,
     Challenges,
@@ -44,6 +46,7 @@ class Scripted:
         self.configure: Configure | None = None
         self.loads: LoadTable | None = None
         self.publishes = 0
+        self.reports = 0
         self.unpacker = Unpacker()
         self.ports: dict[int, int] = {}
         self.totals = ServiceTotals(codes={200: 1})
@@ -113,7 +116,10 @@ class Scripted:
         assert self.configure is not None
         if not self.channel.closed:
             configure = self.configure
-            self.channel.send(Report(configure.slot, configure.incarnation, totals, 2))
+            idle = self.reports > 0 and "idle" in self.behaviour
+            report = Report(configure.slot, configure.incarnation, totals, 2)
+            self.channel.send(AS_BEFORE if idle else report)
+            self.reports += 1
 
     def closed(self) -> None:
         self.done.set_result(1)

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 1.0
 _LATE_SHARE: Final = 0.25  # of its lifetime left: whoever renews it should have done so
 
 
@@ -108,6 +106,10 @@ class Certificates:
             self._publisher.expect(frozenset(), frozenset())
         else:
             self._publisher.expect(*acme.expected(uncovered(self._served(), self._domains())))
+
+    def beat(self) -> None:
+        """To be called once a second."""
+        self._wake.set()
 
     def sighted(self, names: Iterable[str]) -> None:
         """Clients came for these, and wait for a certificate. Without HTTPS nobody looks."""
@@ -259,9 +261,7 @@ class Certificates:
 
     async def _watch(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._wake.wait()
+            await self._wake.wait()
             self._wake.clear()
             try:
                 await self._look()

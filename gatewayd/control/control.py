@@ -109,11 +109,12 @@ class Control:
         parts.custody.survivors = survivors
         parts.demands.restore(process.pid for process in survivors)
         self._restore()
+        parts.pulse.start()
         parts.workers.start()
         parts.routers.follow()
         parts.publisher.start()
         await parts.certificates.follow(config)  # first: the first snapshot opens the listeners
-        parts.tasks.own(parts.demands.run(), "demand")
+        parts.demands.begin()
         await parts.publisher.publish()
         if predecessor is not None:
             await parts.until_ready()

@@ -12,7 +12,6 @@ count on in its table, as long as they drain: that table is read too.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -34,8 +33,7 @@ from gatewayd.core.model import Service
 from gatewayd.net.demand import CAPACITY, NOBODY, DemandTable
 
 _log = logging.getLogger(__name__)
-_TICK_S: Final = 1.0
-_SAVE_EVERY: Final = 5  # ticks
+_SAVE_EVERY: Final = 5  # beats
 _KEPT_STEP_MS: Final = 5000  # what is kept on disk is as exact as this in time, and whole in number
 
 
@@ -69,7 +67,8 @@ class Demands:
         self._columns = NOBODY + 1  # that were ever given away
         self._saved: object = None
         self._saving: asyncio.Future[None] | None = None
-        self._ran = False
+        self._begun = False
+        self._beats = 0
         self._given_away = False
 
     def __repr__(self) -> str:
@@ -90,21 +89,24 @@ class Demands:
             else:
                 counted.before = counted.before.plus(entry.total.ended(now))
 
-    async def run(self) -> None:
-        """Until it is cancelled."""
-        self._ran = True
-        for tick in itertools.count(1):
-            await asyncio.sleep(_TICK_S)
-            self._look()
-            if self._given_away or tick % _SAVE_EVERY != 1:
-                continue
-            if (kept := self._kept()) != self._saved:
-                self._saved = kept
-                self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
-                await asyncio.shield(self._saving)
+    def begin(self) -> None:
+        self._begun = True
+
+    def beat(self) -> None:
+        """To be called once a second."""
+        if not self._begun:
+            return
+        self._look()
+        self._beats += 1
+        saving = self._saving is not None and not self._saving.done()
+        if self._given_away or saving or self._beats % _SAVE_EVERY != 1:
+            return
+        if (kept := self._kept()) != self._saved:
+            self._saved = kept
+            self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
 
     async def aclose(self) -> None:
-        """After `run`: the last word is kept too. What never ran has none."""
+        """The last word is kept too. What was never begun has none."""
         await self.give_away()
         if self._predecessor is not None:
             self._predecessor.close()
@@ -117,7 +119,7 @@ class Demands:
         self._given_away = True
         if self._saving is not None:
             await asyncio.gather(self._saving, return_exceptions=True)
-        if self._ran:
+        if self._begun:
             self._look()
             self._save(self._kept())
 

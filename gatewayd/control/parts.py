@@ -22,6 +22,7 @@ from gatewayd.control.demands import Demands
 from gatewayd.control.keeper import Keeper
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.publisher import Publisher
+from gatewayd.control.pulse import Pulse
 from gatewayd.control.reachability import Reachability
 from gatewayd.control.registry import Registry
 from gatewayd.control.reload import LoadConfig, Reloader
@@ -81,6 +82,8 @@ class Parts:
         self.buckets = SharedStore.create()
         self.demand_table = DemandTable.create(config.workers)
         self.demands = Demands(self.demand_table, DemandStore(config.state_dir))
+        self.pulse = Pulse()
+        self.pulse.each(self.demands.beat)
         self.workers = Workers(
             config.workers,
             limits=config.limits,
@@ -96,6 +99,7 @@ class Parts:
                 reported=self._reported,
                 died=self._died,
             ),
+            pulse=self.pulse,
             argv=argv,
             ahead=ahead,
         )
@@ -114,6 +118,7 @@ class Parts:
         )
         self.publisher = Publisher(compiler, self.workers, self._published)
         self.certificates = Certificates(self.state, self.publisher)
+        self.pulse.each(self.certificates.beat)
         self.store = Store(config.state_dir)
         self.keeper = Keeper(self.state, self.store)
         self.custody = Custody(state_dir, self.workers, self.keeper, self.demands)
@@ -159,6 +164,7 @@ class Parts:
         self._closers.push_async_callback(self.publisher.aclose)
         self._closers.push_async_callback(self.certificates.aclose)
         self._closers.push_async_callback(self.tunnels.aclose)
+        self._closers.callback(self.pulse.stop)
         self._closers.push_async_callback(self.workers.stop)
         self._closers.push_async_callback(self.roles.aclose)
         self._closers.push_async_callback(self.reachability.aclose)

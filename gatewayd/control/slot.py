@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gatewayd.control.spawn import Argv, Role, Spawned, own_command, spawn
-from gatewayd.core.messages import Ack, Configure, Drain, Message, Ready, Report
+from gatewayd.core.messages import Ack, AsBefore, Configure, Drain, Message, Ready, Report
 from gatewayd.core.reconcile import backoff
 from gatewayd.net.channel import Channel, ChannelClosedError
 
@@ -32,6 +32,10 @@ _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.1, 5.0
 _LAST_WORDS_S = 1.0
 
 
+def _nothing() -> None:
+    """Nobody has a use for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What the owner of a slot wants to hear."""
@@ -41,6 +45,7 @@ class Hooks:
     acked: Callable[[SlotProcess], None]
     reported: Callable[[SlotProcess, Report], None]
     died: Callable[[SlotProcess], None]
+    heard: Callable[[], None] = _nothing  # whatever it said: control is awake
 
 
 class SlotProcess:
@@ -57,7 +62,7 @@ class SlotProcess:
         self.ready = False
         self.alive = True
         self.acked = 0
-        self.silent_ticks = 0  # the owner's clock: see control.workers
+        self.silent_beats = 0  # the owner's clock: see control.workers
         self.connections = 0
         self.sent = 0  # newest version on its way
         self.ports_sent: set[int] = set()  # bridge only: whose descriptors it holds
@@ -208,16 +213,19 @@ class Slot:
         loop.add_reader(pidfd, exited)
 
     def _received(self, process: SlotProcess, message: Message) -> None:
+        self._hooks.heard()
         match message:
+            case AsBefore():
+                process.silent_beats = 0
             case Ready():
                 process.ready = True
-                process.silent_ticks = 0
+                process.silent_beats = 0
                 self._hooks.ready(process)
             case Ack(version=version):
                 process.acknowledge(version)
                 self._hooks.acked(process)
             case Report():
-                process.silent_ticks = 0
+                process.silent_beats = 0
                 process.connections = message.connections
                 self._hooks.reported(process, message)
             case _:

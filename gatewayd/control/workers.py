@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from gatewayd.control.pulse import Pulse
 from gatewayd.control.slot import Hooks, Slot, SlotProcess
 from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.control.tasks import unless_told
@@ -23,11 +24,10 @@ from gatewayd.net.loads import LoadTable
 
 _log = logging.getLogger(__name__)
 
-# Silence is counted in ticks of our own, not in seconds: after a stall of control (or of the whole
+# Silence is counted in beats of our own, not in seconds: after a stall of control (or of the whole
 # machine) the reports that wait in the channels are read before anybody is given up.
-_TICK_S: Final = 0.5
-_SILENT_TICKS: Final = 6
-_STARTING_TICKS: Final = 60
+_SILENT_BEATS: Final = 3
+_STARTING_BEATS: Final = 30
 _AFTER_DRAIN_S: Final = 2.0
 
 
@@ -45,6 +45,7 @@ class Workers:
         buckets_fd: int,
         demand_fd: int,
         hooks: Hooks,
+        pulse: Pulse,
         argv: Argv = own_command,
         ahead: list[Spawned],
     ) -> None:
@@ -54,12 +55,13 @@ class Workers:
         self._loads = loads
         self._tables = (loads.fd, buckets_fd, demand_fd)
         self._hooks = hooks
-        inner = replace(hooks, died=self._died)
+        self._pulse = pulse
+        pulse.each(self._listen)
+        inner = replace(hooks, died=self._died, heard=pulse.awake)
         self.slots = [Slot("worker", i, self._for_worker, inner, argv, ahead) for i in range(count)]
         self.bridge = Slot("bridge", count, self._for_bridge, inner, argv)
         self._ahead = ahead
         self._bridge_wanted = False
-        self._ticker: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Workers {len(self.ready())}/{len(self.slots)} ready>"
@@ -69,7 +71,6 @@ class Workers:
             slot.start()
         while self._ahead:
             self._ahead.pop().discard()
-        self._ticker = asyncio.create_task(self._tick(), name="heartbeat")
 
     def want_bridge(self) -> None:
         """Start the bridge unless it runs already; it then stays."""
@@ -129,9 +130,6 @@ class Workers:
         for slot in self._running_slots():
             slot.kill()
         await asyncio.gather(*(slot.ended() for slot in self._running_slots()))
-        if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
 
     async def _end(self, slots: Sequence[Slot], timeout: float) -> None:
         tasks = [asyncio.ensure_future(slot.ended()) for slot in slots]
@@ -152,15 +150,14 @@ class Workers:
     def _running_slots(self) -> list[Slot]:
         return [*self.slots, self.bridge] if self._bridge_wanted else self.slots
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            for process in self.processes():
-                process.silent_ticks += 1
-                allowed = _SILENT_TICKS if process.ready else _STARTING_TICKS
-                if process.silent_ticks > allowed:
-                    _log.error("%r has been silent for %g s: killed", process, allowed * _TICK_S)
-                    process.kill()
+    def _listen(self) -> None:
+        for process in self.processes():
+            process.silent_beats += 1
+            allowed = _SILENT_BEATS if process.ready else _STARTING_BEATS
+            if process.silent_beats > allowed:
+                silent_s = allowed * self._pulse.period_s
+                _log.error("%r has been silent for %g s: killed", process, silent_s)
+                process.kill()
 
     def _for_worker(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
         specs: list[ListenerSpec] = []

@@ -4,13 +4,14 @@ Owns: the frames. Does not own: how they travel (net.channel).
 
 Control -> process: `Configure` once, then `Certificates`, `Challenges`, `Expected`, `Publish`,
 `Link`, `ReopenLogs`, at last `Drain`. Process -> control: `Ready` once, an `Ack` for each frame
-with a version, a `Report` once a second.
+with a version, a `Report` or `AsBefore` once a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Limits, Log
@@ -123,6 +124,7 @@ class Ack:
     version: int
 
 
+@by_fields
 @dataclass(slots=True)
 class ServiceTotals:
     """Cumulative since the process began. Histograms: a count per bound of core.stats, and +Inf."""
@@ -144,6 +146,7 @@ class ServiceTotals:
     handshakes_held: dict[str, int] = field(default_factory=dict)  # how it ended; only under ""
 
 
+@by_fields
 @dataclass(frozen=True, slots=True)
 class Report:
     """Once a second, also the heartbeat. `totals` holds the services that changed since the
@@ -157,6 +160,17 @@ class Report:
     sighted: tuple[str, ...] = ()  # names of `Expected.paused` that a client came for since
 
 
+class AsBefore:
+    """Instead of a `Report`: nothing has happened since the last one."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "AsBefore()"
+
+
+AS_BEFORE: Final = AsBefore()  # an empty frame: nothing is pickled for it
+
 ForHandshakes = Certificates | Challenges | Expected
 Published = Publish | ForHandshakes
-Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report
+Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report | AsBefore

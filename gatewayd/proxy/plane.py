@@ -59,6 +59,7 @@ class Plane:
         self._date_until = 0.0
         self._sweeper: asyncio.Task[None] | None = None
         self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
+        self._report: Callable[[], None] = _nothing
 
     def pool(self, endpoint: Endpoint) -> Pool:
         pool = self._pools.get(endpoint.address)
@@ -126,7 +127,10 @@ class Plane:
             self._date_until = now + 1.0
         return self._date
 
-    def start(self) -> None:
+    def start(self, report: Callable[[], None] | None = None) -> None:
+        """`report` is called in each slow round, once a second, so that an idle process wakes for
+        both at once."""
+        self._report = report or _nothing
         self._sweeper = self.loop.create_task(self._sweep())
 
     async def aclose(self) -> None:
@@ -168,6 +172,7 @@ class Plane:
                         forward.sweep(now)
                 if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
                     slow_at = now
+                    self._report()
                     for server in self.servers:
                         for connection in server.each():
                             connection.sweep(now)

@@ -12,9 +12,11 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import replace
 from typing import Final, Protocol
 
 from gatewayd.core.messages import (
+    AS_BEFORE,
     Ack,
     Configure,
     Drain,
@@ -37,7 +39,6 @@ from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.question import Asker
 
 _log = logging.getLogger("gatewayd.process")
-_REPORT_S: Final = 1.0
 # A connection just accepted or just answered may have a request on its way, which a close would
 # lose: while draining it is answered, with the word that it was the last.
 NEXT_REQUEST_S: Final = 0.3
@@ -84,6 +85,7 @@ class DataProcess:
         self._configure: Configure | None = None
         self._plane: Plane | None = None
         self._publishing: asyncio.Queue[tuple[Published, list[int]]] = asyncio.Queue()
+        self._idle_report: Report | None = None  # what says nothing that the last one did not
         self._ready = False
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,12 +164,12 @@ class DataProcess:
     def _become_ready(self) -> None:
         assert self._plane is not None
         self._ready = True
-        self._plane.start()
+        self._plane.start(self._report)
         gc.collect()
         gc.freeze()  # what lives now lives on: a full collection of it would cost milliseconds
         gc.set_threshold(50_000, 20, 100)
         self._send(Ready(os.getpid()))
-        self._spawn(self._report())
+        self._report()
 
     def _send(self, message: Message) -> None:
         try:
@@ -175,16 +177,21 @@ class DataProcess:
         except ChannelClosedError:
             pass  # serving on without control
 
-    async def _report(self) -> None:
-        while not self._channel.closed:
-            self._send(self._make_report())
-            await asyncio.sleep(_REPORT_S)
+    def _report(self) -> None:
+        if self._channel.closed or self._done.done():
+            return  # serving on without control, or at the end: the last report is sent
+        report = self._make_report()
+        if report == self._idle_report:
+            self._send(AS_BEFORE)
+        else:
+            self._send(report)
+            self._idle_report = replace(report, totals={}, unreachable=(), sighted=())
 
     def _report_soon(self) -> None:
         """A replica refuses: routers are to lose it now, not at the next report. Or a client waits
         for a certificate."""
         if self._ready and not self._channel.closed:
-            self._loop.call_soon(lambda: self._send(self._make_report()))
+            self._loop.call_soon(self._report)
 
     def _make_report(self) -> Report:
         configure, plane = self._configure, self._plane

@@ -7,14 +7,17 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from plant import SCRIPT
 
 from gatewayd.config.load import load_config
 from gatewayd.control.control import Control
+from gatewayd.control.pulse import Pulse
 
 FILE = """
 domain: example.com
@@ -53,6 +56,13 @@ class Gateway:
 
     async def post(self, path: str, body: object = None, **more: Any) -> tuple[int, Any]:
         return await self.call("POST", path, body, **more)
+
+
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty times a second, and workers may be silent for as long as ever."""
+    monkeypatch.setattr("gatewayd.control.parts.Pulse", partial(Pulse, 0.02))
+    monkeypatch.setattr("gatewayd.control.workers._SILENT_BEATS", 1000)
+    monkeypatch.setattr("gatewayd.control.workers._STARTING_BEATS", 1000)
 
 
 def write(home: Path, text: str = FILE) -> Path:

@@ -18,6 +18,7 @@ from gatewayd.control.compiler import Compiler, RouterView
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.parts import Parts
 from gatewayd.control.publisher import Publisher
+from gatewayd.control.pulse import Pulse
 from gatewayd.control.registry import Registry
 from gatewayd.control.slot import Hooks, SlotProcess
 from gatewayd.control.spawn import Role
@@ -81,6 +82,7 @@ class Plant:
         workers: int = 2,
         behaviours: dict[int, str] | None = None,
         listeners: Sequence[Listener] = (),
+        pulse_s: float = 1.0,
         **more: Any,  # of the registry
     ) -> None:
         self.log = log
@@ -93,6 +95,7 @@ class Plant:
         self.buckets = SharedStore.create(8)
         self.demand = DemandTable.create(workers)
         hooks = Hooks(self._spawned, self._ready, self._acked, self._reported, self._died)
+        self.pulse = Pulse(pulse_s)
         self.workers = Workers(
             workers,
             limits=Limits(),
@@ -102,6 +105,7 @@ class Plant:
             buckets_fd=self.buckets.fd,
             demand_fd=self.demand.fd,
             hooks=hooks,
+            pulse=self.pulse,
             argv=self._argv,
             ahead=[],
         )
@@ -119,6 +123,7 @@ class Plant:
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes, **more)
 
     async def __aenter__(self) -> Plant:
+        self.pulse.start()
         self.workers.start()
         self.publisher.start()
         return self
@@ -127,6 +132,7 @@ class Plant:
         await self.registry.aclose()
         await self.publisher.aclose()
         await self.workers.stop()
+        self.pulse.stop()
         self.ports.close()
         self.loads.close()
         self.buckets.close()

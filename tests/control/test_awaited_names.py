@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from gateway import running
+from gateway import looks_often, running
 from waiting import until
 
-from gatewayd.control import certs as certs_module
 from gatewayd.control import renewals as renewals_module
 from gatewayd.control.acme_issuer import Issuer
 from gatewayd.control.acme_store import AcmeStore, Issued
@@ -143,7 +142,7 @@ async def test_another_authority_is_asked_at_once(bench: Bench) -> None:
 async def test_workers_hear_what_is_coming_and_control_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(certs_module, "_LOOK_S", 0.02)
+    looks_often(monkeypatch)
     monkeypatch.setattr(renewals_module, "_HASTE_AFTER_S", 0.02)
     monkeypatch.setenv("SCRIPTED_LOG", str(tmp_path / "frames"))
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from certificates import Authority, make_authority, write_pair
-from gateway import Gateway, running
+from gateway import Gateway, looks_often, running
 from waiting import until
 
 from gatewayd.config.load import load_config
-from gatewayd.control import certs as certs_module
 from gatewayd.control.certificate_check import check_certificate
 from gatewayd.control.certificate_files import CertificateFiles
 from gatewayd.core.certificate import FileCertificate, LiveFolder
@@ -39,8 +38,8 @@ def authority() -> Authority:
 
 
 @pytest.fixture(autouse=True)
-def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certs_module, "_LOOK_S", 0.02)
+def files_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks_often(monkeypatch)
 
 
 @pytest.fixture

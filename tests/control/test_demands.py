@@ -48,7 +48,7 @@ class Site:
         return Site(self.home, self.clock)
 
     async def close(self) -> None:
-        self.demands._ran = True
+        self.demands.begin()
         await self.demands.aclose()
 
     def begin(self, of: Service = LLAMA, count: int = 1) -> int:

@@ -67,9 +67,8 @@ async def test_the_counts_of_a_dead_worker_are_cleared(make_plant: MakePlant) ->
 async def test_a_silent_worker_is_killed_and_replaced_at_once(
     make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(workers_module, "_TICK_S", 0.02)
     monkeypatch.setattr(slot_module, "_YOUNG_S", 0.0)
-    async with make_plant(behaviours={1: "silent"}) as plant:
+    async with make_plant(behaviours={1: "silent"}, pulse_s=0.1) as plant:
         await plant.publisher.publish()
         await until(lambda: "ready worker 1.1" in plant.events)
         plant.behaviours[1] = "ack"
@@ -81,11 +80,24 @@ async def test_a_silent_worker_is_killed_and_replaced_at_once(
     assert "replaced at once" in caplog.text
 
 
-async def test_a_stall_of_control_kills_nobody(
-    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers_module, "_TICK_S", 0.1)
-    async with make_plant() as plant:
+async def test_a_worker_in_which_nothing_happens_is_not_silent(make_plant: MakePlant) -> None:
+    async with make_plant(behaviours={1: "ack+idle"}, pulse_s=0.1) as plant:
+        beats = 0
+
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
+
+        await plant.publisher.publish()
+        await plant.all_ready()
+        plant.pulse.each(beat)
+        await until(lambda: beats > 8)
+        assert plant.workers.restarts == 0
+        assert plant.process(1).connections == 2
+
+
+async def test_a_stall_of_control_kills_nobody(make_plant: MakePlant) -> None:
+    async with make_plant(pulse_s=0.1) as plant:
         await plant.publisher.publish()
         await plant.all_ready()
         ended = asyncio.get_running_loop().time() + 1.0
