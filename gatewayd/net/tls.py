@@ -106,6 +106,7 @@ class Contexts:
         self._client: Client | None = None  # whose handshake goes on in this call
         self._listener: ssl.SSLContext | None = None
         self._listener_until = 0.0
+        self._borne: CertificatePair | None = None  # by the listener
 
     def __repr__(self) -> str:
         return f"<Contexts {len(self._pairs)} names, {len(self._made)} made>"
@@ -118,8 +119,11 @@ class Contexts:
                 by_name.setdefault(name, pair)
         self._pairs = by_name
         self._default = None if default is None else by_name.get(default)
-        kept = set(pairs)
+        kept = {pair: pair for pair in pairs}
         self._made = {pair: made for pair, made in self._made.items() if pair in kept}
+        self._borne = None if self._borne is None else kept.get(self._borne)
+        if self._borne is None:
+            self._listener = None
         self.awaited.serve(self.serves)
 
     def challenge(self, alpn: Mapping[str, CertificatePair]) -> None:
@@ -142,13 +146,23 @@ class Contexts:
 
     @property
     def listener(self) -> ssl.SSLContext:
-        """What a handshake begins with, until the client's name has chosen a certificate."""
+        """What a handshake begins with, until the client's name has chosen a certificate. It bears
+        one of them already, since changing to another takes OpenSSL 15 µs."""
         now = self._clock()
         if self._listener is None or now >= self._listener_until:
-            self._listener = make_context()
+            self._listener = self._make_listener()
             self._listener_until = now + _TICKET_KEY_S
             self._listener.sni_callback = self._chosen
         return self._listener
+
+    def _make_listener(self) -> ssl.SSLContext:
+        self._borne = self._default or next(iter(self._pairs.values()), None)
+        if self._borne is not None:
+            try:
+                return context_of(self._borne)
+            except BadCertificateError:
+                self._borne = None  # whoever asks for its names is told
+        return make_context()
 
     def find(self, name: str | None) -> CertificatePair | None:
         """Exact, then the wildcard one label above, then the default."""
@@ -178,6 +192,8 @@ class Contexts:
                     pair = None
             if pair is None:
                 return ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+            if pair is self._borne and listener is self._listener:
+                return None
             context = self._made.get(pair)
             if context is None:
                 context = context_of(pair, protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 
 import pytest
@@ -59,6 +60,58 @@ def test_tickets_are_sealed_with_another_key_every_day() -> None:
     assert contexts.listener is first
     now = 86_400.0
     assert contexts.listener is not first
+
+
+def shaken(contexts: Contexts, authority: Authority, name: str | None) -> set[str]:
+    """The names of the certificate that a client of `name` gets. ssl.SSLError."""
+    trusting = ssl.create_default_context(cadata=authority.pem.decode())
+    trusting.check_hostname = False
+    (to_server, to_client) = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(to_client, to_server, server_hostname=name)
+    server = contexts.listener.wrap_bio(to_server, to_client, server_side=True)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    client.do_handshake()
+    server.do_handshake()
+    found = client.getpeercert()
+    assert found is not None
+    return {str(value) for _, value in found["subjectAltName"]}
+
+
+def test_each_client_gets_the_certificate_of_its_name(authority: Authority) -> None:
+    first, second, new = (authority.pair(name) for name in ("a.org", "b.org", "a.org"))
+    contexts = Contexts()
+    contexts.replace((first, second), None)
+    for _ in range(2):
+        assert shaken(contexts, authority, "a.org") == {"a.org"}
+        assert shaken(contexts, authority, "b.org") == {"b.org"}
+        for unknown in ("c.org", None):
+            with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
+                shaken(contexts, authority, unknown)
+        # The same ones again, as they come from control: tickets stay good.
+        before = contexts.listener
+        contexts.replace(
+            tuple(CertificatePair(p.names, p.chain, p.key) for p in (first, second)), None
+        )
+        assert contexts.listener is before
+    contexts.replace((second,), None)
+    with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
+        shaken(contexts, authority, "a.org")
+    contexts.replace((second, new), "a.org")
+    assert shaken(contexts, authority, None) == {"a.org"}
+    contexts.replace((), None)
+    with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
+        shaken(contexts, authority, "a.org")
+
+
+def test_a_pair_that_is_no_certificate_takes_nobody_elses_away(authority: Authority) -> None:
+    contexts = Contexts()
+    contexts.replace((pair("bad.org"), authority.pair("a.org")), None)
+    assert shaken(contexts, authority, "a.org") == {"a.org"}
+    with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
+        shaken(contexts, authority, "bad.org")
 
 
 def test_the_profile() -> None:
