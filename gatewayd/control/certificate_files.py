@@ -70,7 +70,8 @@ class CertificateFiles:
     """All pairs of some sources, in their order. Reading takes long: call it in a thread."""
 
     def __init__(self) -> None:
-        self._sources: tuple[FileSource, ...] = ()
+        self._files: dict[FileSource, list[FileCertificate]] = {}
+        self._missing: set[FileCertificate] = set()  # at the last look, of those there were
         self._watched: dict[FileCertificate, WatchedFiles] = {}
 
     def __repr__(self) -> str:
@@ -78,12 +79,22 @@ class CertificateFiles:
 
     def follow(self, sources: Iterable[FileSource], now: float) -> None:
         """These from now on; what has changed is read at once."""
-        self._sources = tuple(dict.fromkeys(sources))
+        self._files = {source: self._files.get(source, []) for source in sources}
         self.look(now, settled=False)
 
     def look(self, now: float, *, settled: bool = True) -> bool:
         """Whether there is anything new to serve."""
-        wanted = [files for source in self._sources for files in _files(source)]
+        gone: set[FileCertificate] = set()
+        for source, known in self._files.items():
+            found = _files(source)
+            lost = [files for files in known if found is not None and files not in found]
+            gone.update(lost)
+            # Certbot takes a link away before it makes the new one, and what is on another disk
+            # comes and goes: only what is missing twice was taken away.
+            kept = [files for files in lost if settled and files not in self._missing]
+            self._files[source] = known if found is None else sorted({*found, *kept}, key=_path)
+        self._missing = gone
+        wanted = [files for each in self._files.values() for files in each]
         before = list(self._watched)
         self._watched = {files: self._watched.get(files) or WatchedFiles(files) for files in wanted}
         changes = [
@@ -93,7 +104,7 @@ class CertificateFiles:
         return any(changes) or before != list(self._watched)
 
     def of(self, source: FileSource) -> list[WatchedFiles]:
-        return [w for files in _files(source) if (w := self._watched.get(files))]
+        return [w for files in self._files.get(source, ()) if (w := self._watched.get(files))]
 
     def all(self) -> list[WatchedFiles]:
         return list(self._watched.values())
@@ -117,7 +128,7 @@ def _check_folder(folder: LiveFolder) -> CertificateFacts:
         text = f"{folder.path} cannot be read: {error.strerror}"
         return CertificateFacts(frozenset(), (("dir", text),))
     names: set[str] = set()
-    for files in _files(folder):
+    for files in _files(folder) or ():
         try:
             names.update(read_files(files).names)
         except CertificateFileError:
@@ -125,18 +136,24 @@ def _check_folder(folder: LiveFolder) -> CertificateFacts:
     return CertificateFacts(frozenset(names))
 
 
-def _files(source: FileSource) -> list[FileCertificate]:
+def _files(source: FileSource) -> list[FileCertificate] | None:
+    """None when the folder cannot be read: it was there when the file was loaded, and what was read
+    from it stays good."""
     if isinstance(source, FileCertificate):
         return [source]
     try:
         found = sorted(entry.path for entry in os.scandir(source.path) if entry.is_dir())
     except OSError:
-        return []  # it was there when the file was loaded; what was read from it stays good
+        return None
     return [
         FileCertificate(os.path.join(path, _FULL), os.path.join(path, _KEY))
         for path in found
         if os.path.exists(os.path.join(path, _FULL))
     ]
+
+
+def _path(files: FileCertificate) -> str:
+    return files.cert
 
 
 def _warn_if_open(path: str) -> None:

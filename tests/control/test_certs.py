@@ -209,6 +209,27 @@ def test_the_folder_of_certbot_is_read_and_followed(authority: Authority, tmp_pa
     assert facts.names == {"a.org", "www.a.org", "b.org"}
     assert check_certificate(LiveFolder("/nowhere")).faults[0][0] == "dir"
 
+    def served() -> list[str]:
+        return [w.good.names[0] for w in files.of(source) if w.good]
+
+    # A link that certbot is about to replace, and a disk that is not there for a while.
+    link, target = tmp_path / "a.org/fullchain.pem", tmp_path / "fullchain1.pem"
+    link.rename(target)
+    assert not files.look(time.time())
+    link.symlink_to(target)
+    assert not files.look(time.time())
+    away = tmp_path.rename(tmp_path.with_name("away"))
+    for _ in range(3):
+        assert not files.look(time.time())
+        assert served() == ["a.org", "b.org"]
+    away.rename(tmp_path)
+    assert not files.look(time.time())
+    # Deleted by certbot.
+    link.unlink()
+    assert not files.look(time.time())
+    assert files.look(time.time())
+    assert served() == ["b.org"]
+
 
 @pytest.mark.parametrize(
     ("break_it", "at", "text"),
