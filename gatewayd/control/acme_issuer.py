@@ -17,7 +17,7 @@ from gatewayd.control.acme_keys import from_pem, make_key, to_pem
 from gatewayd.control.acme_server import AcmeServer, ProofError, Window
 from gatewayd.control.acme_store import AcmeStore, Issued
 from gatewayd.control.acme_wire import AcmeError, Wire
-from gatewayd.core.acme import Problem
+from gatewayd.core.acme import Problem, in_vain, ways
 from gatewayd.core.certificate import AcmeCertificate
 
 _log = logging.getLogger(__name__)
@@ -61,8 +61,9 @@ class Issuer:
         self._until.clear()  # another account has other limits
         return True
 
-    async def issue(self, name: str, before: Issued | None) -> Issued:
-        """From the first authority that gives one. AcmeError tells what was wrong with each."""
+    async def issue(self, name: str, before: Issued | None, failures: int = 0) -> Issued:
+        """From the first authority that gives one, after so many failed tries in a row. AcmeError
+        tells what was wrong with each."""
         async with self._few:
             settings = self._settings
             assert settings is not None
@@ -70,7 +71,7 @@ class Issuer:
             for url in settings.servers:
                 replaces = before.chain if before is not None and before.server == url else None
                 try:
-                    return await self._from(url, name, replaces)
+                    return await self._from(url, name, replaces, failures)
                 except AcmeError as error:
                     faults.append(error)
                     _log.debug("%s gives none for %s: %s", url, name, error)
@@ -78,7 +79,7 @@ class Issuer:
                         self._until[url, name] = self._monotonic() + error.retry_after
         raise _all(settings.servers, faults)
 
-    async def _from(self, url: str, name: str, replaces: bytes | None) -> Issued:
+    async def _from(self, url: str, name: str, replaces: bytes | None, failures: int) -> Issued:
         left = self._until.get((url, name), 0.0) - self._monotonic()
         if left > 0:
             problem = Problem("rateLimited", "it asked not to be asked before", 429, left)
@@ -86,7 +87,11 @@ class Issuer:
         key = make_key()
         faults: list[str] = []
         last: ProofError | None = None
-        for kind in self._kinds(name):
+        tried = ""
+        for kind in ways(self._kinds(name), failures):
+            if last is not None and in_vain(kind, tried, last.problem):
+                continue
+            tried = kind
             try:
                 async with asyncio.timeout(ORDER_TIMEOUT_S):
                     chain = await self._server(url).issue(name, kind, key, replaces)

@@ -221,15 +221,15 @@ class Renewals:
     def _idle(self, managed: Managed) -> bool:
         return not _runs(managed.issuing) and not _runs(managed.asking)
 
-    def _begin(self, managed: Managed) -> asyncio.Task[bool]:
+    def _begin(self, managed: Managed, *, every_way: bool = False) -> asyncio.Task[bool]:
         if managed.issuing is None or managed.issuing.done():
             managed.issuing = asyncio.create_task(
-                self._issue(managed), name=f"certificate of {managed.name}"
+                self._issue(managed, every_way=every_way), name=f"certificate of {managed.name}"
             )
         return managed.issuing
 
     async def _issue_now(self, managed: Managed) -> bool:
-        task = self._begin(managed)
+        task = self._begin(managed, every_way=True)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -238,9 +238,10 @@ class Renewals:
                 await asyncio.gather(task, return_exceptions=True)
             raise
 
-    async def _issue(self, managed: Managed) -> bool:
+    async def _issue(self, managed: Managed, *, every_way: bool) -> bool:
         try:
-            issued = await self._issuer.issue(managed.name, managed.issued)
+            failures = 0 if every_way else managed.failures
+            issued = await self._issuer.issue(managed.name, managed.issued, failures)
             read = read_pair(issued.chain, issued.key)
             if not covers(read.names, managed.name):
                 raise AcmeError(f"the authority's certificate is for {', '.join(read.names)}")

@@ -1,12 +1,12 @@
 """What an ACME authority says, in an operator's words, and when to ask it again.
 
 Owns: problem documents (RFC 8555, 6.7) and what to do about each, `Retry-After`, when a certificate
-is due, how long to wait after a failure. Does not own: asking (control.acme_server).
+is due, how long to wait after a failure, what a try may cost. Does not own: asking (control.acme_server).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -15,6 +15,8 @@ LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
 
 _PREFIX: Final = "urn:ietf:params:acme:error:"
 _WORDS_MAX: Final = 400
+# What is wrong with the name itself, whichever way it is proven.
+_OF_THE_NAME: Final = frozenset({"caa", "rejectedIdentifier", "unsupportedIdentifier"})
 _FIRST_WAIT_S: Final = 60.0
 _WAIT_FACTOR: Final = 3.0
 _LONGEST_WAIT_S: Final = 6 * 3600.0
@@ -100,6 +102,24 @@ def read_date(value: str) -> float | None:
         return parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def ways(challenges: Sequence[str], failures: int) -> Sequence[str]:
+    """How a try may prove a name, after so many failed ones in a row. Let's Encrypt allows five
+    failed proofs of a name in an hour, and tells who has none left to wait: so all ways at once
+    only the first time, later one a try, each in its turn."""
+    if not failures or not challenges:
+        return challenges
+    return [challenges[failures % len(challenges)]]
+
+
+def in_vain(challenge: str, failed: str, problem: Problem | None) -> bool:
+    """Whether `challenge` would fail for what `failed` has failed for."""
+    if problem is None:
+        return False
+    # The address that two of them go to; dns-01 is about a record of its own.
+    same = problem.kind == "dns" and "dns-01" not in (challenge, failed)
+    return same or problem.kind in _OF_THE_NAME
 
 
 def due(not_before: float, not_after: float) -> float:

@@ -102,11 +102,15 @@ async def test_a_rejected_order_says_why(bench: Bench, front: Front) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "advice"),
-    [("caa", "CAA record"), ("unauthorized", "another answer than ours"), ("dns", "A or AAAA")],
+    ("kind", "advice", "other"),
+    [
+        ("caa", "CAA record", False),
+        ("unauthorized", "another answer than ours", True),
+        ("dns", "A or AAAA", False),
+    ],
 )
 async def test_a_name_that_was_not_proven_is_tried_the_other_way(
-    bench: Bench, front: Front, kind: str, advice: str
+    bench: Bench, front: Front, kind: str, advice: str, other: bool
 ) -> None:
     tried = False
 
@@ -130,12 +134,23 @@ async def test_a_name_that_was_not_proven_is_tried_the_other_way(
     front.before, front.after = kept_back, unproven
     await bench.look()
     assert f"http-01: {advice}" in bench.fault or advice in bench.fault
-    assert "tls-alpn-01: " in bench.fault
-    assert orders(front) == 2
+    assert ("tls-alpn-01: " in bench.fault) is other
+    assert orders(front) == (2 if other else 1)
     # Nothing is shown any more once it is over.
     assert any(bench.board.http)
-    assert any(NAME in shown for shown in bench.board.alpn)
+    assert any(NAME in shown for shown in bench.board.alpn) is other
     assert (bench.board.http[-1], bench.board.alpn[-1]) == ({}, {})
+    # Later each in its turn; all of them again when a person asks.
+    for ordered, way in ((1, "tls-alpn-01: "), (2, "http-01: ")):
+        front.asked.clear()
+        bench.later_s += 1000.0 * ordered
+        await bench.look()
+        assert orders(front) == 1
+        assert bench.fault.startswith(way)
+    front.asked.clear()
+    with pytest.raises(AcmeError):
+        await bench.renewals.renew(NAME)
+    assert orders(front) == (2 if other else 1)
 
 
 async def test_a_rate_limit_is_kept_and_the_next_authority_asked(

@@ -8,9 +8,11 @@ from gatewayd.core.acme import (
     Problem,
     due,
     due_in,
+    in_vain,
     read_problem,
     read_retry_after,
     wait_after,
+    ways,
 )
 
 DAY = 86400.0
@@ -53,6 +55,42 @@ def test_what_is_no_problem_document_is_told_by_its_status(document: object) -> 
     sentence = read_problem(document, 502).sentence()
     assert sentence.startswith("the authority says:")
     assert "502" in sentence or "no reason" in sentence or "4" in sentence
+
+
+def test_a_name_is_proven_by_all_ways_at_first_and_by_each_in_turn_later() -> None:
+    kinds = ("http-01", "tls-alpn-01", "dns-01")
+    assert ways(kinds, 0) == kinds
+    assert [ways(kinds, failures)[0] for failures in range(1, 6)] == [
+        *("tls-alpn-01", "dns-01", "http-01", "tls-alpn-01", "dns-01"),
+    ]
+    assert [ways(["dns-01"], failures) for failures in (0, 1, 2)] == [["dns-01"]] * 3
+    # Let's Encrypt refuses who failed five times, and gives one back every twelve minutes.
+    left, now = 5.0, 0.0
+    for failures in range(6):
+        for _ in ways(kinds, failures):
+            assert left >= 1
+            left -= 1
+        wait = wait_after(failures + 1, 0.0)
+        now, left = now + wait, min(5.0, left + wait / 720)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failed", "problem", "vain"),
+    [
+        ("tls-alpn-01", "http-01", "connection", False),
+        ("tls-alpn-01", "http-01", "unauthorized", False),
+        ("tls-alpn-01", "http-01", "dns", True),
+        ("dns-01", "http-01", "dns", False),
+        ("http-01", "dns-01", "dns", False),
+        ("dns-01", "tls-alpn-01", "caa", True),
+        ("tls-alpn-01", "http-01", "", False),
+    ],
+)
+def test_no_other_way_is_tried_for_what_it_would_fail_for_too(
+    kind: str, failed: str, problem: str, vain: bool
+) -> None:
+    assert in_vain(kind, failed, Problem(problem, "its words")) is vain
+    assert not in_vain(kind, failed, None)
 
 
 def test_an_authoritys_words_break_no_line_of_the_log() -> None:
