@@ -1,7 +1,8 @@
 """What an ACME authority says, in an operator's words, and when to ask it again.
 
 Owns: problem documents (RFC 8555, 6.7) and what to do about each, `Retry-After`, when a certificate
-is due, how long to wait after a failure, what a try may cost. Does not own: asking (control.acme_server).
+is due, how long to wait after a failure, which ways to prove a name a try takes. Does not own:
+asking (control.acme_server).
 """
 
 from __future__ import annotations
