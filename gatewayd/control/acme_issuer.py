@@ -43,6 +43,7 @@ class Issuer:
         self._servers: dict[str, AcmeServer] = {}
         self._few = asyncio.Semaphore(_AT_A_TIME)
         self._until: dict[tuple[str, str], float] = {}  # (authority, name): not before
+        self._unproven: dict[tuple[str, str], int] = {}  # the same: failed tries in a row
 
     def __repr__(self) -> str:
         return f"<Issuer {', '.join(self._servers)}>"
@@ -59,11 +60,12 @@ class Issuer:
         await self.aclose()
         self._settings = settings
         self._until.clear()  # another account has other limits
+        self._unproven.clear()
         return True
 
-    async def issue(self, name: str, before: Issued | None, failures: int = 0) -> Issued:
-        """From the first authority that gives one, after so many failed tries in a row. AcmeError
-        tells what was wrong with each."""
+    async def issue(self, name: str, before: Issued | None, *, every_way: bool) -> Issued:
+        """From the first authority that gives one. AcmeError tells what was wrong with each.
+        `every_way`: whatever has failed may be mended."""
         async with self._few:
             settings = self._settings
             assert settings is not None
@@ -71,7 +73,7 @@ class Issuer:
             for url in settings.servers:
                 replaces = before.chain if before is not None and before.server == url else None
                 try:
-                    return await self._from(url, name, replaces, failures)
+                    return await self._from(url, name, replaces, every_way)
                 except AcmeError as error:
                     faults.append(error)
                     _log.debug("%s gives none for %s: %s", url, name, error)
@@ -79,7 +81,7 @@ class Issuer:
                         self._until[url, name] = self._monotonic() + error.retry_after
         raise _all(settings.servers, faults)
 
-    async def _from(self, url: str, name: str, replaces: bytes | None, failures: int) -> Issued:
+    async def _from(self, url: str, name: str, replaces: bytes | None, every_way: bool) -> Issued:
         left = self._until.get((url, name), 0.0) - self._monotonic()
         if left > 0:
             problem = Problem("rateLimited", "it asked not to be asked before", 429, left)
@@ -88,19 +90,22 @@ class Issuer:
         faults: list[str] = []
         last: ProofError | None = None
         tried = ""
-        for kind in ways(self._kinds(name), failures):
+        unproven = self._unproven.get((url, name), 0)
+        for kind in ways(self._kinds(name), 0 if every_way else unproven):
             if last is not None and in_vain(kind, tried, last.problem):
                 continue
             tried = kind
             try:
                 async with asyncio.timeout(ORDER_TIMEOUT_S):
                     chain = await self._server(url).issue(name, kind, key, replaces)
+                self._unproven.pop((url, name), None)
                 return Issued(name, url, chain, to_pem(key))
             except ProofError as error:
                 faults.append(str(error))
                 last = error
             except TimeoutError:
                 raise AcmeError(f"no certificate within {ORDER_TIMEOUT_S:g} s") from None
+        self._unproven[url, name] = unproven + 1
         raise AcmeError("; ".join(faults), None if last is None else last.problem)
 
     def _kinds(self, name: str) -> Sequence[str]:

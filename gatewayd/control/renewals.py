@@ -240,8 +240,7 @@ class Renewals:
 
     async def _issue(self, managed: Managed, *, every_way: bool) -> bool:
         try:
-            failures = 0 if every_way else managed.failures
-            issued = await self._issuer.issue(managed.name, managed.issued, failures)
+            issued = await self._issuer.issue(managed.name, managed.issued, every_way=every_way)
             read = read_pair(issued.chain, issued.key)
             if not covers(read.names, managed.name):
                 raise AcmeError(f"the authority's certificate is for {', '.join(read.names)}")

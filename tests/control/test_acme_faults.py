@@ -121,6 +121,9 @@ async def test_a_name_that_was_not_proven_is_tried_the_other_way(
         tried = path.startswith("/chalZ/") or (tried and path != "/order-plz")
         return web.json_response({}) if path.startswith("/chalZ/") else None
 
+    async def down(path: str, body: bytes) -> web.Response | None:
+        raise ConnectionError
+
     def unproven(path: str, body: bytes) -> bytes:
         if not path.startswith("/authZ/"):
             return body
@@ -140,10 +143,14 @@ async def test_a_name_that_was_not_proven_is_tried_the_other_way(
     assert any(bench.board.http)
     assert any(NAME in shown for shown in bench.board.alpn) is other
     assert (bench.board.http[-1], bench.board.alpn[-1]) == ({}, {})
-    # Later each in its turn; all of them again when a person asks.
-    for ordered, way in ((1, "tls-alpn-01: "), (2, "http-01: ")):
+    # Later each in its turn, whatever else failed between; all again when a person asks.
+    front.before = down
+    bench.later_s += 100.0
+    await bench.look()
+    front.before = kept_back
+    for way in ("tls-alpn-01: ", "http-01: "):
         front.asked.clear()
-        bench.later_s += 1000.0 * ordered
+        bench.later_s += 5000.0
         await bench.look()
         assert orders(front) == 1
         assert bench.fault.startswith(way)

@@ -39,7 +39,7 @@ class Refusing:
         self.asked: list[float] = []
         self._now = now
 
-    async def issue(self, name: str, before: Issued | None, failures: int) -> Issued:
+    async def issue(self, name: str, before: Issued | None, *, every_way: bool) -> Issued:
         self.asked.append(self._now())
         raise AcmeError(self.problem.sentence(), self.problem)
 
