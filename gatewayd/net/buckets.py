@@ -58,6 +58,7 @@ _CHANGED = struct.Struct("=qqq")
 _USED = struct.Struct("=q")
 _ALL_USED = struct.Struct("=" + f"{KEY_SIZE + _STATE.size}xq" * _WAYS)
 _SET_SIZE = _BUCKET.size * _WAYS
+_MAX_PLACES = 4096
 _HASH = struct.Struct("=Q")
 _MASK = 2**64 - 1
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -90,6 +91,8 @@ class SharedStore:
         self._sets: int = sets
         self._shift = 64 - (sets.bit_length() - 1)
         self._stuck: set[int] = set()  # sets whose holder did not let go in time
+        self._alone = False
+        self._places: dict[bytes, int] = {}  # where keys lay when they were last looked for
 
     @classmethod
     def create(cls, entries: int = 131_072) -> SharedStore:
@@ -109,48 +112,66 @@ class SharedStore:
         `alone`: no other process asks, so no lock is taken (half of what a decision costs).
         """
         store = cls(fd)
-        if alone:
-            store.take = store._take_alone  # type: ignore[method-assign]
+        store._alone = alone
         return store
 
     def take(self, key: bytes, now_ms: int, rate: int, burst: int) -> int:
-        number = (_HASH.unpack_from(key)[0] * self._mixer & _MASK) >> self._shift
+        at = self._places.get(key) or self._set_of(key)
+        if self._alone:
+            return self._decide(at, key, now_ms, rate, burst)
+        number = (at - _DATA) // _SET_SIZE
         try:
             lockf(self.fd, _TRY, 1, number)
         except OSError:
             if not self._wait(number):
-                return self._decide(number, key, now_ms, rate, burst)
+                return self._decide(at, key, now_ms, rate, burst)
         else:
             if self._stuck:
                 self._stuck.discard(number)
         try:
-            return self._decide(number, key, now_ms, rate, burst)
+            return self._decide(at, key, now_ms, rate, burst)
         finally:
             lockf(self.fd, _LET_GO, 1, number)
 
-    def _take_alone(self, key: bytes, now_ms: int, rate: int, burst: int) -> int:
-        number = (_HASH.unpack_from(key)[0] * self._mixer & _MASK) >> self._shift
-        return self._decide(number, key, now_ms, rate, burst)
+    def _set_of(self, key: bytes) -> int:
+        """Where the set begins in which the key lies, or will."""
+        number: int = (_HASH.unpack_from(key)[0] * self._mixer & _MASK) >> self._shift
+        return _DATA + number * _SET_SIZE
 
-    def _decide(self, number: int, key: bytes, now_ms: int, rate: int, burst: int) -> int:
+    def _decide(self, at: int, key: bytes, now_ms: int, rate: int, burst: int) -> int:
+        """`at` is a place of the key's set: where it lay last, or the first."""
         table = self._map
-        start = _DATA + number * _SET_SIZE
-        end = start + _SET_SIZE
-        at = table.find(key, start, end)
-        while at >= 0 and (at - start) % _BUCKET.size:
-            at = table.find(key, at + 1, end)
-        if at < 0:
-            used = _ALL_USED.unpack_from(table, start)
-            victim = start + used.index(min(used)) * _BUCKET.size
-            _BUCKET.pack_into(table, victim, key, 0, now_ms, now_ms)
-            return 0
-        excess, last_ms = _STATE.unpack_from(table, at + KEY_SIZE)
+        held, excess, last_ms, _ = _BUCKET.unpack_from(table, at)
+        if held != key:
+            at, is_new = self._find(at, key)
+            if is_new:
+                _BUCKET.pack_into(table, at, key, 0, now_ms, now_ms)
+                return 0
+            excess, last_ms = _STATE.unpack_from(table, at + KEY_SIZE)
         wait_ms, excess, last_ms = take(excess, last_ms, now_ms, rate, burst)
         if wait_ms:
             _USED.pack_into(table, at + KEY_SIZE + _STATE.size, now_ms)
         else:
             _CHANGED.pack_into(table, at + KEY_SIZE, excess, last_ms, now_ms)
         return wait_ms
+
+    def _find(self, at: int, key: bytes) -> tuple[int, bool]:
+        """The place of a key in the set around `at`, and whether it is one that the least recently
+        used is to leave for it."""
+        table = self._map
+        start = at - (at - _DATA) % _SET_SIZE
+        end = start + _SET_SIZE
+        found = table.find(key, start, end)
+        while found >= 0 and (found - start) % _BUCKET.size:
+            found = table.find(key, found + 1, end)
+        is_new = found < 0
+        if is_new:
+            used = _ALL_USED.unpack_from(table, start)
+            found = start + used.index(min(used)) * _BUCKET.size
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
+        self._places[key] = found
+        return found, is_new
 
     def _wait(self, number: int) -> bool:
         """Try again for a bounded while. False: decide without the lock.
