@@ -156,4 +156,4 @@ class PortHandler:
         """The bridge has bounds of its own only against what should not happen."""
 
     def http_date(self) -> bytes:
-        return self._plane.date()
+        return self._plane.date

@@ -260,7 +260,7 @@ class Edge:
         self.meter(exchange).rejected(reason)
 
     def http_date(self) -> bytes:
-        return self.plane.date()
+        return self.plane.date
 
     # --- the head
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 FAILURE_FIELD: Final = b"X-Gatewayd-Failure"
 REPLICA_FIELD: Final = b"X-Gatewayd-Replica"
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+_ID: Final = b"X-Request-Id: "
 
 
 def request_head(
     exchange: Exchange, served: Served, endpoint: Endpoint, *, is_last: bool = False
 ) -> bytes:
     """What the endpoint is sent before the body. `is_last`: nothing follows on its connection."""
-    noted = exchange.head.noted
     to_router = endpoint is served.router
     known = exchange.known
     if known is None:
@@ -40,30 +40,26 @@ def request_head(
         start = known.to_router = known.to_router or _start(exchange, served, to_router=True)
     else:
         start = known.to_replica = known.to_replica or _start(exchange, served, to_router=False)
-    more = b""
-    if to_router:
-        more = served.router_lines
-        if key := _routing_key(exchange, served):
-            more += b"%b: %b\r\n" % (served.traits.routing_key_header, key)
-    elif served.forward_auth and (auth := noted.get(b"authorization")) is not None:
-        more = b"Authorization: %b\r\n" % auth
+    more = b"\r\n"  # ends the id's line
+    if to_router and (key := _routing_key(exchange, served)):
+        more += b"%b: %b\r\n" % (served.traits.routing_key_header, key)
     if exchange.length > 0:
         more += b"Content-Length: %d\r\n" % exchange.length
     elif exchange.length < 0:
         more += _CHUNKED
-    elif b"content-length" in noted:
+    elif b"content-length" in exchange.head.noted:
         more += b"Content-Length: 0\r\n"
     if exchange.upgrade:
         more += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % exchange.upgrade
     elif is_last:
         more += b"Connection: close\r\n"
     if not exchange.request_id:
-        return b"%b%b\r\n" % (start, more)
-    return b"%bX-Request-Id: %b\r\n%b\r\n" % (start, exchange.request_id, more)
+        return start + more[2:] + b"\r\n"
+    return start + exchange.request_id + more + b"\r\n"
 
 
 def _start(exchange: Exchange, served: Served, *, to_router: bool) -> bytes:
-    """The part that is the same whenever the same head comes."""
+    """The part that is the same whenever the same head comes, up to the request's id."""
     # A client of HTTP/1.0 understands no chunks, so none are asked for.
     version = b"HTTP/1.1" if exchange.http11 else b"HTTP/1.0"
     target = exchange.upstream_target.encode("utf-8", "surrogateescape")
@@ -74,9 +70,15 @@ def _start(exchange: Exchange, served: Served, *, to_router: bool) -> bytes:
         exchange.host.encode(),
     )
     lines = exchange.head.lines
-    if to_router and served.router_strip:
-        lines = drop_prefixed(lines, served.router_strip)
-    return b"".join((line, *lines, exchange.forwarded_lines))
+    more = b""
+    if to_router:
+        if served.router_strip:
+            lines = drop_prefixed(lines, served.router_strip)
+        more = served.router_lines
+    elif served.forward_auth and (auth := exchange.head.noted.get(b"authorization")) is not None:
+        more = b"Authorization: %b\r\n" % auth
+    id_ = _ID if exchange.request_id else b""
+    return b"".join((line, *lines, exchange.forwarded_lines, more, id_))
 
 
 def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
@@ -142,7 +144,7 @@ def response_head(
         sized = b"content-length:"
         start = b"".join(line for line in start.splitlines(True) if line[:15].lower() != sized)
         exchange.close = True
-    more = b"" if head.has_date else b"Date: %b\r\n" % plane.date()
+    more = b"\r\n" if head.has_date else plane.date_line
     if served.cors is not None:
         more += response_headers(served.cors, exchange.head.noted.get(b"origin"))
     if served.hsts and exchange.secure:
@@ -151,16 +153,17 @@ def response_head(
         more += b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode())
     if exchange.close:
         more += b"Connection: close\r\n"
-    return b"%bX-Request-Id: %b\r\n%b\r\n" % (start, exchange.request_id, more)
+    return start + exchange.request_id + more + b"\r\n"
 
 
 def _response_start(head: ResponseHead) -> bytes:
-    """The part that is the same whenever a replica answers with the same head."""
+    """The part that is the same whenever a replica answers with the same head, up to the id."""
     parts = [head.status_line, *head.lines]
     if head.chunked:
         parts.append(_CHUNKED)
     if head.content_type[:17].lower() == b"text/event-stream":
         parts.append(b"X-Accel-Buffering: no\r\n")  # for proxies in front that would hold events
+    parts.append(_ID)
     head.made = start = b"".join(parts)
     return start
 

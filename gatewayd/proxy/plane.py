@@ -55,8 +55,7 @@ class Plane:
         self._pools: dict[Address, Pool] = {}
         self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
         self._tasks: set[asyncio.Task[None]] = set()
-        self._date = b""
-        self._date_until = 0.0
+        self.date, self.date_line = _dates()  # made once a second
         self._sweeper: asyncio.Task[None] | None = None
         self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
         self._report: Callable[[], None] = _nothing
@@ -119,14 +118,6 @@ class Plane:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a task of an exchange failed", exc_info=error)
 
-    def date(self) -> bytes:
-        """The Date field's value (RFC 9110, 6.6.1), formatted once a second."""
-        now = self.loop.time()
-        if now >= self._date_until:
-            self._date = formatdate(usegmt=True).encode()
-            self._date_until = now + 1.0
-        return self._date
-
     def start(self, report: Callable[[], None] | None = None) -> None:
         """`report` is called in each slow round, once a second, so that an idle process wakes for
         both at once."""
@@ -172,6 +163,7 @@ class Plane:
                         forward.sweep(now)
                 if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
                     slow_at = now
+                    self.date, self.date_line = _dates()
                     self._report()
                     for server in self.servers:
                         for connection in server.each():
@@ -182,6 +174,12 @@ class Plane:
                         mux_pool.close_idle(now - MUX_IDLE_S)
             except Exception:
                 _log.exception("the sweeper met what it did not expect; it goes on")
+
+
+def _dates() -> tuple[bytes, bytes]:
+    """The Date field's value (RFC 9110, 6.6.1), and its line behind another's end."""
+    date = formatdate(usegmt=True).encode()
+    return date, b"\r\nDate: %b\r\n" % date
 
 
 def _wake(resting: asyncio.Future[None]) -> None:
