@@ -208,6 +208,7 @@ def test_access_lines_have_the_fields_that_are_explained(tmp_path: Path) -> None
     exchange = SimpleNamespace(
         started_at=1.0,
         first_byte_at=1.5,
+        ended_at=2.0,
         request_id=b"id",
         client="127.0.0.1",
         service_name="llm",
@@ -222,7 +223,7 @@ def test_access_lines_have_the_fields_that_are_explained(tmp_path: Path) -> None
         token_name="alice",  # noqa: S106  (a name, not a token)
     )
     log = AccessLog(Log(format="json", access=str(tmp_path / "log")))
-    log.write([(cast(Any, exchange), 2.0)])
+    log.write([cast(Any, exchange)])
     log.close()
     line = json.loads((tmp_path / "log").read_text())
     assert list(line) == fields

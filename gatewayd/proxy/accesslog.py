@@ -40,13 +40,13 @@ class Unread:
     known = None
 
     def __init__(
-        self, *, client: str, request_id: bytes, status: int, bytes_out: int, started_at: float
+        self, *, client: str, request_id: bytes, status: int, bytes_out: int, now: float
     ) -> None:
         self.client = client
         self.request_id = request_id
         self.status = status
         self.bytes_out = bytes_out
-        self.started_at = started_at
+        self.started_at = self.ended_at = now
 
 
 class AccessLog:
@@ -58,7 +58,7 @@ class AccessLog:
         self._unwritten = 0
         self._lines: list[str] = []
         self._path = log.access
-        self._format: Callable[[Exchange | Unread, float, str], str] = (
+        self._format: Callable[[Exchange | Unread, str], str] = (
             _json_line if log.format == "json" else _text_line
         )
         self._second = 0
@@ -71,8 +71,8 @@ class AccessLog:
             self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
             self._thread.start()
 
-    def write(self, ended: Sequence[tuple[Exchange | Unread, float]]) -> None:
-        """A line for each, with the monotonic seconds at which it ended."""
+    def write(self, ended: Sequence[Exchange | Unread]) -> None:
+        """A line for each."""
         if self._thread is None:
             return
         room = _MAX_LINES - len(self._lines)
@@ -81,7 +81,7 @@ class AccessLog:
             ended = ended[:room]
         stamp = self._stamp()
         line = self._format
-        lines = [line(exchange, now, stamp) for exchange, now in ended]
+        lines = [line(exchange, stamp) for exchange in ended]
         # Looked up when they are made: the thread may take the list away meanwhile.
         self._lines.extend(lines)
         if len(self._lines) <= len(lines):
@@ -165,10 +165,10 @@ def _blocks(lines: list[str], *, whole: bool) -> list[bytes]:
     return [*blocks, block]
 
 
-def _text_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
+def _text_line(exchange: Exchange | Unread, stamp: str) -> str:
     started = exchange.started_at
     # Most answers take less than a second, and to format that would cost more than all the rest.
-    took = int((now - started) * 1000 + 0.5)
+    took = int((exchange.ended_at - started) * 1000 + 0.5)
     first = "-"
     if exchange.first_byte_at:
         ms = int((exchange.first_byte_at - started) * 1000 + 0.5)
@@ -200,7 +200,7 @@ def _of_request(exchange: Exchange | Unread) -> str:
     )
 
 
-def _json_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
+def _json_line(exchange: Exchange | Unread, stamp: str) -> str:
     started = exchange.started_at
     first = round(exchange.first_byte_at - started, 6) if exchange.first_byte_at else None
     record = {
@@ -216,7 +216,7 @@ def _json_line(exchange: Exchange | Unread, now: float, stamp: str) -> str:
         "bytes_in": exchange.bytes_in,
         "bytes_out": exchange.bytes_out,
         "seconds_to_first_byte": first,
-        "seconds": round(now - started, 6),
+        "seconds": round(exchange.ended_at - started, 6),
         "closed_by": exchange.closed_by,
     }
     if exchange.token_name:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -200,6 +201,7 @@ class ClientConnection(Hearing):
         """The answer of the running exchange has been written, or cannot be."""
         self.exchange = None
         exchange.running = None
+        exchange.ended_at = now = time.monotonic()
         self._handler.ended(exchange)
         if self.transport is None:
             return
@@ -207,7 +209,7 @@ class ClientConnection(Hearing):
             more = not exchange.payload.is_eof() or self._held or self._buffer_paused
             self.finish(lingering=bool(more))
             return
-        self._idle_since = self._loop.time()
+        self._idle_since = now  # loop time is of the same clock
         if self._parser_holds:
             self._parsed(exchange)
         if self._messages or self._held or self._parser_holds:

@@ -78,6 +78,7 @@ class Exchange:
         self.bytes_in = 0
         self.bytes_out = 0
         self.first_byte_at = 0.0
+        self.ended_at = 0.0
         self.demanded_ms = 0  # when it began, once it counts as demand
         self.column = 0  # where it does
         self.closed_by = "-"

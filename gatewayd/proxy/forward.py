@@ -42,22 +42,37 @@ class Forward:
     """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile. `sweep_at`
     is when the sweeper has something to look at again (loop time)."""
 
-    sweep_at = 0.0
-
-    _course: Course | None = None  # none while there is nothing to decide about
-    _endpoint: Endpoint | None = None
-    _connection: UpstreamConnection | None = None
-    _connecting: asyncio.Task[None] | None = None
-    _deadlines: Deadlines | None = None
-    _trusted_s = 0.0  # how long the attempt's connection may have been idle
-    _over = False
-    _responding = False
-    _failure = ""  # of the last attempt
+    __slots__ = (
+        "_body",
+        "_connecting",
+        "_connection",
+        "_course",
+        "_deadlines",
+        "_endpoint",
+        "_exchange",
+        "_failure",
+        "_over",
+        "_plane",
+        "_responding",
+        "_served",
+        "_trusted_s",
+        "sweep_at",
+    )
 
     def __init__(self, plane: Plane, exchange: Exchange, served: Served) -> None:
+        self.sweep_at = 0.0
         self._plane = plane
         self._exchange = exchange
         self._served = served
+        self._course: Course | None = None  # none while there is nothing to decide about
+        self._endpoint: Endpoint | None = None
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._deadlines: Deadlines | None = None
+        self._trusted_s = 0.0  # how long the attempt's connection may have been idle
+        self._over = False
+        self._responding = False
+        self._failure = ""  # of the last attempt
         self._body: RequestBody | NoRequestBody = NO_REQUEST_BODY
         if exchange.known is not None and exchange.length:
             self._body = ArrivedBody(exchange)
@@ -180,7 +195,7 @@ class Forward:
         self._responding = True
         self._body.forget()  # a stream may run for minutes
         exchange.status = status
-        if served.live.ejections and self._endpoint is not None:
+        if served.live.ejections.out and self._endpoint is not None:
             served.live.ejections.succeeded(self._endpoint.id)
         if status == 101:
             start_tunnel(exchange, connection)

@@ -26,18 +26,18 @@ class Meter:
         )
         self.changed = False
 
-    def record(self, ended: Iterable[tuple[Exchange, float]]) -> None:
-        """Count finished exchanges, each with the monotonic seconds at which it ended."""
+    def record(self, ended: Iterable[Exchange]) -> None:
+        """Count finished exchanges."""
         totals = self.totals
         codes, ways = totals.codes, totals.ways
         durations, ttfbs = totals.duration_buckets, totals.ttfb_buckets
         duration_sum = ttfb_sum = 0.0
         bytes_in = bytes_out = 0
-        for exchange, now in ended:
+        for exchange in ended:
             status, via, started = exchange.status, exchange.via, exchange.started_at
             codes[status] = codes.get(status, 0) + 1
             ways[via] = ways.get(via, 0) + 1
-            duration_sum += (seconds := now - started)
+            duration_sum += (seconds := exchange.ended_at - started)
             durations[bisect_left(DURATION_BOUNDS, seconds)] += 1
             if exchange.first_byte_at:
                 ttfb_sum += (seconds := exchange.first_byte_at - started)

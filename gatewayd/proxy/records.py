@@ -34,41 +34,39 @@ class Records:
         self._meters = meters
         self._demand = demand
         self._access_log = access_log
-        self._ended: list[tuple[Exchange, float]] = []
+        self._ended: list[Exchange] = []
 
     def __repr__(self) -> str:
         return f"<Records [{len(self._ended)}]>"
 
-    def put(self, exchange: Exchange, now: float) -> None:
-        """`now` is monotonic seconds, when it ended."""
+    def put(self, exchange: Exchange) -> None:
         ended = self._ended
         if not ended:
             self._loop.call_soon(self.flush)
-        ended.append((exchange, now))
+        ended.append(exchange)
 
     def flush(self) -> None:
         ended = self._ended
         if not ended:
             return
         self._ended = []
-        by_meter: dict[Meter, list[tuple[Exchange, float]]] = {}
+        by_meter: dict[Meter, list[Exchange]] = {}
         columns: dict[int, list[tuple[int, int]]] = {}
-        for record in ended:
-            exchange, now = record
+        for exchange in ended:
             served = exchange.served
             meter = self._meters.nobody if served is None else served.meter
             if meter in by_meter:
-                by_meter[meter].append(record)
+                by_meter[meter].append(exchange)
             else:
-                by_meter[meter] = [record]
+                by_meter[meter] = [exchange]
             if began_ms := exchange.demanded_ms:
-                times = began_ms, int(now * 1000)
+                times = began_ms, int(exchange.ended_at * 1000)
                 if exchange.column in columns:
                     columns[exchange.column].append(times)
                 else:
                     columns[exchange.column] = [times]
-        for meter, records in by_meter.items():
-            meter.record(records)
+        for meter, exchanges in by_meter.items():
+            meter.record(exchanges)
         for column, spans in columns.items():
             self._demand.ended(column, spans)
         self._access_log.write(ended)
