@@ -16,7 +16,7 @@ from gatewayd.core.chunks import SIZE_LINES, upto_last_chunk
 from gatewayd.core.headers import BadResponse, ResponseHead
 from gatewayd.core.retry import Failure
 from gatewayd.net.chunked import BrokenChunksError, Chunks
-from gatewayd.net.lane import Lane, LaneFlow
+from gatewayd.net.lane import LaneFlow
 from gatewayd.net.sink import NOWHERE, Sink
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 class UpstreamConnection(LaneFlow):
     """One connection to a replica or a router; carries one exchange at a time.
 
-    `received` counts body bytes as they came, `request_done` is set by the sender after the
-    request's last byte. `unread`: the peer closed before it had read the request to its end, which
-    only a Unix socket tells (ADR 0008).
+    `request_done` is set by the sender after the request's last byte. `unread`: the peer closed
+    before it had read the request to its end, which only a Unix socket tells (ADR 0008).
     """
 
     __slots__ = (
@@ -55,7 +54,6 @@ class UpstreamConnection(LaneFlow):
         "head",
         "idle_since",
         "pool",
-        "received",
         "request_done",
         "reused",
         "state",
@@ -71,7 +69,6 @@ class UpstreamConnection(LaneFlow):
         self.idle_since = 0.0
         self.request_done = False
         self.unread = False
-        self.received = 0
         self.status = 0
         self.head: ResponseHead = None  # type: ignore[assignment]
         self._sink: Sink | None = None
@@ -339,12 +336,6 @@ class UpstreamConnection(LaneFlow):
         return self._between and not (
             self.in_lane or self.reading_paused or self.transport.is_closing()
         )
-
-    def settle(self, lane: Lane, write: Callable[[bytes], None]) -> None:
-        """From now on the pieces of the stream come by the lane and go to `write`, until there is
-        anything else than the next piece."""
-        if self.join_lane(lane):
-            self._write_body = write
 
     # --- endings
 

@@ -363,8 +363,10 @@ class Forward:
 
     def _settle(self, connection: UpstreamConnection) -> None:
         """A stream that lasts: from now on its pieces are passed on at the least price."""
-        if self._exchange.http11:  # else they are not what came
-            connection.settle(self._plane.lane, self._exchange.connection.straight())
+        if not self._exchange.http11:
+            return  # it gets them without their framing
+        if (way := self._exchange.connection.straight()) is not None:
+            connection.join_lane(self._plane.lane, *way)
 
     def _time_out(self, late: Late) -> None:
         assert self._endpoint is not None

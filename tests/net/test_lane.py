@@ -6,15 +6,15 @@ import asyncio
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import uvloop
 from waiting import until
 
-from gatewayd.net.lane import Lane, straight
+from gatewayd.net.lane import Lane, LaneFlow, straight
 
 
 def pytest_asyncio_loop_factories(
@@ -23,41 +23,37 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
-@dataclass
-class Passenger(asyncio.Protocol):
-    """One end of a pair of sockets, with its other end."""
+def piece(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
-    other: socket.socket
-    seen: bytearray = field(default_factory=bytearray)
-    reads: int = 0
-    left: bool = False
-    lost: bool = False
-    open_when_lost: bool = False
+
+class Ours(LaneFlow):
+    """The replica's end of a stream, as the lane sees it."""
+
+    def __init__(self, other: socket.socket) -> None:
+        super().__init__()
+        self.other = other
+        self.seen = b""  # by the transport, not the lane
+        self.lost = False
+        self.open_when_lost = False
+
+    @property
+    def fd(self) -> int:
+        return cast(int, self.transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.fd = transport.get_extra_info("socket").fileno()
+        super().connection_made(transport)
+        self.number = self.fd
 
     def data_received(self, data: bytes) -> None:
         self.seen += data
-        self.reads += 1
-
-    def leave_lane(self) -> None:
-        self.left = True
-        self.lane.leave(self.fd, self)
-        self.transport.resume_reading()
-
-    def join(self, lane: Lane) -> None:
-        self.lane = lane
-        assert lane.join(self, self.transport) == self.fd
-        self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
-        self.open_when_lost = os.path.exists(f"/proc/self/fd/{self.fd}")
+        self.open_when_lost = os.path.exists(f"/proc/self/fd/{self.number}")
 
 
-Connect = Callable[[], Any]
+Connect = Callable[[], Awaitable[Ours]]
 
 
 @pytest.fixture
@@ -69,107 +65,177 @@ async def lane() -> AsyncIterator[Lane]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    made: list[Passenger] = []
+    made: list[Ours] = []
 
-    async def connect() -> Passenger:
+    async def connect() -> Ours:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        _, passenger = await loop.create_unix_connection(lambda: Passenger(theirs), sock=ours)
-        made.append(passenger)
-        return passenger
+        _, flow = await loop.create_unix_connection(lambda: Ours(theirs), sock=ours)
+        made.append(flow)
+        return flow
 
     yield connect
-    for passenger in made:
-        passenger.transport.abort()
-        passenger.other.close()
+    for flow in made:
+        flow.transport.abort()
+        flow.other.close()
 
 
-async def test_what_had_come_before_is_not_missed(lane: Lane, connect: Connect) -> None:
-    passenger = await connect()
-    passenger.transport.pause_reading()
-    passenger.other.send(b"before")
-    passenger.join(lane)
-    await until(lambda: passenger.seen == b"before")
-    passenger.other.send(b" after")
-    await until(lambda: passenger.seen == b"before after")
+@dataclass
+class Stream:
+    """A replica's connection in the lane, and the client's connection that it is written to."""
+
+    lane: Lane
+    upstream: Ours
+    client: Ours
+
+    def join(self) -> None:
+        self.upstream.join_lane(self.lane, self.client.fd, self.client.transport.write)
+
+    def says(self, data: bytes) -> None:
+        assert self.upstream.other.send(data) == len(data)
+
+    async def hears(self, data: bytes) -> None:
+        heard = b""
+        loop = asyncio.get_running_loop()
+        while len(heard) < len(data):
+            heard += await asyncio.wait_for(loop.sock_recv(self.client.other, 1 << 20), 30)
+        assert heard == data
 
 
-async def test_more_than_a_turn_reads_comes_whole(lane: Lane, connect: Connect) -> None:
-    passenger, size = await connect(), 40 << 20
-    passenger.join(lane)
-    loop = asyncio.get_running_loop()
-    await asyncio.wait_for(loop.sock_sendall(passenger.other, bytes(size)), 30)
-    await until(lambda: len(passenger.seen) == size)
+@pytest.fixture
+async def stream(lane: Lane, connect: Connect) -> Stream:
+    return Stream(lane, await connect(), await connect())
 
 
-async def test_the_end_is_the_transports_to_tell(lane: Lane, connect: Connect) -> None:
-    passenger = await connect()
-    passenger.join(lane)
-    passenger.other.send(b"last")
-    passenger.other.close()
-    await until(lambda: passenger.lost)
-    assert (passenger.seen, passenger.left, len(lane)) == (b"last", True, 0)
+A, B, C = piece(b"first"), piece(b"second" * 50), piece(b"third")
 
 
-async def test_who_leaves_is_read_by_its_transport_again(lane: Lane, connect: Connect) -> None:
-    passenger = await connect()
-    passenger.join(lane)
-    passenger.other.send(b"a")
-    await until(lambda: passenger.seen == b"a")
-    passenger.leave_lane()
-    passenger.other.send(b"b")
-    await until(lambda: passenger.seen == b"ab")
-    passenger.join(lane)
-    passenger.other.send(b"c")
-    await until(lambda: passenger.seen == b"abc")
+async def test_whole_chunks_pass_and_are_counted(stream: Stream) -> None:
+    stream.join()
+    for data in (A, B, A + B + C):
+        stream.says(data)
+        await stream.hears(data)
+    assert stream.upstream.received == 2 * len(A + B) + len(C)
+    assert (stream.upstream.seen, len(stream.lane)) == (b"", 1)
+
+
+async def test_what_had_come_before_is_not_missed(stream: Stream) -> None:
+    stream.upstream.transport.pause_reading()
+    stream.says(A)
+    stream.join()
+    await stream.hears(A)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0\r\n\r\n",
+        B + b"0\r\n\r\n",
+        B[:20],
+        B + C[:3],
+        b"not hex\r\n",
+        b"3;extension\r\nabc\r\n",
+        piece(b"." * 64 * 1024),
+    ],
+)
+async def test_all_else_is_the_transports(stream: Stream, data: bytes) -> None:
+    stream.join()
+    stream.says(A)
+    await stream.hears(A)
+    stream.says(data)
+    await until(lambda: stream.upstream.seen == data)
+    assert (stream.upstream.in_lane, len(stream.lane)) == (False, 0)
+    stream.says(C)
+    await until(lambda: stream.upstream.seen == data + C)
+    stream.join()
+    stream.says(B)
+    await stream.hears(B)
+
+
+async def test_the_end_is_told_by_the_transport_behind_the_last_bytes(stream: Stream) -> None:
+    stream.join()
+    stream.says(A)
+    stream.upstream.other.close()
+    await until(lambda: stream.upstream.lost)
+    assert (stream.upstream.seen, len(stream.lane)) == (A, 0)
+
+
+async def test_half_an_end_is_one(stream: Stream) -> None:
+    stream.join()
+    stream.says(A)
+    stream.upstream.other.shutdown(socket.SHUT_WR)
+    await until(lambda: stream.upstream.lost)
+    assert stream.upstream.seen == A
+
+
+async def test_who_is_paused_leaves_and_reads_on_later(stream: Stream) -> None:
+    stream.join()
+    stream.upstream.pause_reading()
+    assert len(stream.lane) == 0
+    stream.says(A)
+    await asyncio.sleep(0.05)
+    assert stream.upstream.seen == b""
+    stream.upstream.resume_reading()
+    await until(lambda: stream.upstream.seen == A)
 
 
 async def test_leaving_after_the_descriptor_was_closed_and_used_again(
-    lane: Lane, connect: Connect
+    stream: Stream, connect: Connect
 ) -> None:
-    first = await connect()
-    first.join(lane)
+    first = stream.upstream
+    stream.join()
     first.transport.abort()
-    await until(lambda: first.lost)
-    await asyncio.sleep(0)
-    second = await connect()
-    second.join(lane)
-    lane.leave(first.fd, first)
-    second.other.send(b"mine")
-    await until(lambda: second.seen == b"mine")
-    assert not first.seen
+    await until(lambda: first.lost and not os.path.exists(f"/proc/self/fd/{first.number}"))
+    stream.upstream = await connect()
+    assert stream.upstream.number == first.number
+    stream.join()
+    stream.lane.leave(first.number, first)
+    stream.says(A)
+    await stream.hears(A)
 
 
 async def test_who_leaves_in_a_turn_hears_no_more_in_it(lane: Lane, connect: Connect) -> None:
     both = [await connect(), await connect()]
-    for passenger, other in zip(both, reversed(both), strict=True):
-        passenger.join(lane)
+    passed: list[bytes] = []
+    for flow, other in zip(both, reversed(both), strict=True):
 
-        def data_received(data: bytes, other: Passenger = other) -> None:
-            other.seen += data
-            lane.leave(other.fd, other)
+        def pass_on(data: bytes, other: Ours = other) -> None:
+            passed.append(data)
+            other.leave_lane()
 
-        passenger.data_received = data_received
-    for passenger in both:
-        passenger.other.send(b"x")
-    await until(lambda: len(lane) == 1)
-    assert sorted(bytes(passenger.seen) for passenger in both) == [b"", b"x"]
+        flow.join_lane(lane, -1, pass_on)
+    for flow in both:
+        flow.other.send(A)
+    await until(lambda: passed == [A] and sorted(flow.seen for flow in both) == [b"", A])
 
 
-async def test_without_a_descriptor_for_itself_nobody_joins(lane: Lane, connect: Connect) -> None:
-    passenger = await connect()
+async def test_without_a_descriptor_for_itself_nobody_joins(stream: Stream) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open("/dev/null", os.O_RDONLY)
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
-        assert lane.join(passenger, passenger.transport) == -1
+        stream.join()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    passenger.other.send(b"as ever")
-    await until(lambda: passenger.seen == b"as ever")
-    passenger.join(lane)
+    assert not stream.upstream.in_lane
+    stream.says(A)
+    await until(lambda: stream.upstream.seen == A)
+    stream.join()
+    assert stream.upstream.in_lane
+
+
+async def test_a_client_that_takes_a_part_gets_the_rest_by_its_transport(stream: Stream) -> None:
+    stream.join()
+    said = b""
+    while stream.upstream.in_lane:
+        stream.says(data := piece(b"%d," % len(said) * 500))
+        said += data
+        size = len(said)
+        await until(lambda size=size: stream.upstream.received == size)  # type: ignore[misc]
+    assert stream.client.transport.get_write_buffer_size() > 0
+    await stream.hears(said)
 
 
 # --- writing
