@@ -71,7 +71,7 @@ async def test_a_killed_worker_takes_nobody_else_with_it(
         os.kill(victim, signal.SIGKILL)
         killed = time.monotonic()
         await until(lambda: _replaced(gateway, victim), "a successor serves")
-        assert time.monotonic() - killed < 2
+        assert time.monotonic() - killed < 10
         ends = [await one.over() for one in streams]
         stop.set()
         await asyncio.gather(*knocking)
