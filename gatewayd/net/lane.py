@@ -28,6 +28,10 @@ _MORE: Final = select.EPOLLIN  # and nothing else: no end is behind it
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 Write = Callable[[bytes], None]
+Seal = Callable[[bytes], bytes]
+# Where pieces go: a socket whose transport has nothing to send, and to which nobody else writes;
+# who takes what it does not; and what is made of them before, if anything.
+Way = tuple[int, Write, Seal | None]
 
 
 class Lane:
@@ -103,12 +107,11 @@ class Lane:
                     flow.data_received(data)
                 continue
             flow.received += size
-            to = flow.lane_to
-            if to < 0:
-                flow.pass_on(data)
-                continue
+            if (seal := flow.lane_seal) is not None:
+                data = seal(data)
+                size = len(data)
             try:
-                sent = write(to, data)
+                sent = write(flow.lane_to, data)
             except OSError:
                 sent = 0  # the client's transport meets the same, and tells
             if sent < size:
@@ -116,47 +119,21 @@ class Lane:
                 flow.pass_on(data[sent:])
 
 
-def straight(transport: asyncio.Transport) -> Write:
-    """Writes to the socket itself; to the transport what that does not take, and all that comes
-    while it has something to send. Like `transport.write` it never fails: the transport meets the
-    same error and tells its protocol. For a transport that closes its descriptor after it has
-    told so, as those of asyncio and uvloop do."""
-    fd: int = transport.get_extra_info("socket").fileno()
-    waiting, later, write = transport.get_write_buffer_size, transport.write, os.write
-    behind = True  # as far as is known the transport has something to send
-
-    def write_now(data: bytes) -> None:
-        nonlocal behind
-        if behind:
-            if waiting():
-                later(data)
-                return
-            behind = False
-        try:
-            sent = write(fd, data)
-        except OSError:
-            sent = 0
-        if sent < len(data):
-            behind = True
-            later(data[sent:])
-
-    return write_now
-
-
 class LaneFlow(Flow):
     """A connection that can be read by the lane. Whoever pauses it takes it out.
 
     `received` counts body bytes as they came. `lane_to` is the descriptor that the pieces are
-    written to, -1: they go to `pass_on`, as do those that the descriptor does not take. Its
-    transport closes it after it has told so, as those of asyncio and uvloop do.
+    written to, whose transport closes it after it has told so, as those of asyncio and uvloop do;
+    `pass_on` gets what it does not take.
     """
 
-    __slots__ = ("_lane", "_lane_fd", "lane_to", "pass_on", "received")
+    __slots__ = ("_lane", "_lane_fd", "lane_seal", "lane_to", "pass_on", "received")
 
     def __init__(self) -> None:
         super().__init__()
         self.received = 0
         self.lane_to = -1
+        self.lane_seal: Seal | None = None
         self.pass_on: Write = nothing_passes
         self._lane: Lane | None = None
         self._lane_fd = -1
@@ -165,13 +142,12 @@ class LaneFlow(Flow):
     def in_lane(self) -> bool:
         return self._lane_fd >= 0
 
-    def join_lane(self, lane: Lane, to: int, pass_on: Write) -> None:
-        """Not at the moment, when the kernel cannot. The transport that `to` belongs to has
-        nothing to send, and nobody else writes to it."""
+    def join_lane(self, lane: Lane, way: Way) -> None:
+        """Not at the moment, when the kernel cannot."""
         fd = lane.join(self)
         if fd >= 0:
             self._lane, self._lane_fd = lane, fd
-            self.lane_to, self.pass_on = to, pass_on
+            self.lane_to, self.pass_on, self.lane_seal = way
             self.transport.pause_reading()
 
     def leave_lane(self) -> None:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol, cast
 
-from gatewayd.net.lane import straight
+from gatewayd.net.lane import Way
 from gatewayd.net.tls import ACME_PROTOCOL, Contexts
 
 _HANDSHAKE_RECORD: Final = 0x16  # RFC 8446, 5.1: how every connection begins
@@ -65,6 +64,7 @@ class TlsTransport(asyncio.Protocol):
     """The protocol of the connection below, and the transport of the one above."""
 
     __slots__ = (
+        "_behind",
         "_contexts",
         "_half",
         "_incoming",
@@ -74,6 +74,7 @@ class TlsTransport(asyncio.Protocol):
         "_seal",
         "_sealed",
         "_send",
+        "_straight",
         "_tls",
         "_upper",
         "hello",
@@ -88,6 +89,8 @@ class TlsTransport(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._open = False  # from the end of the handshake to the first of its ends
         self._half = False  # our side has ended
+        self._straight = False  # somebody else writes to the socket
+        self._behind = False  # of what has been written in this turn
         # What a client has said so far, while it may have to wait or be an authority that looks
         # for a proof; None: not kept, or answered.
         self.hello: bytes | None = None
@@ -201,8 +204,7 @@ class TlsTransport(asyncio.Protocol):
             self.close()  # the handshake was all that was wanted (RFC 8737, 3)
             return
         # An event of a stream is these three calls: bound once.
-        self._seal, self._sealed = tls.write, self._outgoing.read
-        self._send: Callable[[bytes], None] = self._raw.write
+        self._seal, self._sealed, self._send = tls.write, self._outgoing.read, self._raw.write
         self._open = True
         self._upper.secured()
         if self._open and (self._incoming.pending or tls.pending()):
@@ -251,9 +253,34 @@ class TlsTransport(asyncio.Protocol):
             return
         self._send(self._sealed())
 
-    def send_straight(self) -> None:
-        """It carries a stream that lasts."""
-        self._send = straight(self._raw)
+    def seal(self, data: bytes) -> bytes:
+        """The records of it for whoever writes to the socket itself, b"" where they have to go
+        the usual way, because something of ours may still be on it."""
+        waits = self._behind or self._raw.get_write_buffer_size()
+        if waits or not self._open or len(data) > _READ_SIZE:
+            self.write(data)
+            self._fall_behind()
+            return b""
+        try:
+            self._seal(data)
+        except ssl.SSLError:
+            self.abort()
+            return b""
+        return self._sealed()
+
+    def straight(self) -> Way:
+        self._straight = True
+        fd: int = self._raw.get_extra_info("socket").fileno()
+        return fd, self._raw.write, self.seal
+
+    def _fall_behind(self) -> None:
+        """uvloop writes at the end of a turn, and until then does not count it as waiting."""
+        if not self._behind:
+            self._behind = True
+            asyncio.get_running_loop().call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = False
 
     def _write_rest(self, data: memoryview, size: int) -> None:
         """A call seals one record. Each leaves at once, so that the buffer between, which never
@@ -266,6 +293,8 @@ class TlsTransport(asyncio.Protocol):
         data = self._outgoing.read()
         if data and not self._raw.is_closing():
             self._raw.write(data)
+            if self._straight:
+                self._fall_behind()
 
     # --- ends
 

@@ -332,9 +332,12 @@ class UpstreamConnection(LaneFlow):
 
     @property
     def lasting(self) -> bool:
-        """It carries a stream, has done so for a while, and could do so by the lane."""
-        return self._between and not (
-            self.in_lane or self.reading_paused or self.transport.is_closing()
+        """It carries a stream, has done so for a while, and could do so by the lane: nothing else
+        is said to the client in the meantime."""
+        return (
+            self._between
+            and self.request_done
+            and not (self.in_lane or self.reading_paused or self.transport.is_closing())
         )
 
     # --- endings

@@ -24,6 +24,7 @@ from aiohttp import web
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.net.in_kernel import unread, unsent
+from gatewayd.net.lane import Way
 from gatewayd.net.tls_transport import TlsTransport
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
@@ -238,17 +239,15 @@ class ClientConnection(Hearing):
         self._handler.outbox.flush()
         return self.transport.write
 
-    def straight(self) -> tuple[int, Callable[[bytes], None]] | None:
-        """For an answer that lasts, and of which a piece has been sent: the socket it can be
-        written to, -1 without one, and where what that does not take goes. None while something
-        is still to be sent."""
+    def straight(self) -> Way | None:
+        """For an answer that lasts, and of which nothing was sent in this turn of the loop. None
+        while something is still to be sent."""
         transport = self.transport
         if transport is None or transport.get_write_buffer_size():
             return None
         if isinstance(transport, TlsTransport):
-            transport.send_straight()
-            return -1, transport.write
-        return transport.get_extra_info("socket").fileno(), transport.write
+            return transport.straight()
+        return transport.get_extra_info("socket").fileno(), transport.write, None
 
     # --- closing
 

@@ -366,7 +366,7 @@ class Forward:
         if not self._exchange.http11:
             return  # it gets them without their framing
         if (way := self._exchange.connection.straight()) is not None:
-            connection.join_lane(self._plane.lane, *way)
+            connection.join_lane(self._plane.lane, way)
 
     def _time_out(self, late: Late) -> None:
         assert self._endpoint is not None

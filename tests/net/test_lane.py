@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from waiting import until
 
-from gatewayd.net.lane import Lane, LaneFlow, straight
+from gatewayd.net.lane import Lane, LaneFlow, Seal
 
 
 def pytest_asyncio_loop_factories(
@@ -88,9 +88,10 @@ class Stream:
     lane: Lane
     upstream: Ours
     client: Ours
+    seal: Seal | None = None
 
     def join(self) -> None:
-        self.upstream.join_lane(self.lane, self.client.fd, self.client.transport.write)
+        self.upstream.join_lane(self.lane, (self.client.fd, self.client.transport.write, self.seal))
 
     def says(self, data: bytes) -> None:
         assert self.upstream.other.send(data) == len(data)
@@ -196,18 +197,33 @@ async def test_leaving_after_the_descriptor_was_closed_and_used_again(
 
 
 async def test_who_leaves_in_a_turn_hears_no_more_in_it(lane: Lane, connect: Connect) -> None:
-    both = [await connect(), await connect()]
-    passed: list[bytes] = []
+    both, client = [await connect(), await connect()], await connect()
     for flow, other in zip(both, reversed(both), strict=True):
 
-        def pass_on(data: bytes, other: Ours = other) -> None:
-            passed.append(data)
+        def seal(data: bytes, other: Ours = other) -> bytes:
             other.leave_lane()
+            return data
 
-        flow.join_lane(lane, -1, pass_on)
+        flow.join_lane(lane, (client.fd, client.transport.write, seal))
     for flow in both:
         flow.other.send(A)
-    await until(lambda: passed == [A] and sorted(flow.seen for flow in both) == [b"", A])
+    await until(lambda: sorted(flow.seen for flow in both) == [b"", A])
+    assert client.other.recv(1000) == A
+
+
+async def test_what_is_sealed_goes_out_as_it_was_made(stream: Stream) -> None:
+    stream.seal = bytes.upper
+    stream.join()
+    stream.says(A)
+    await stream.hears(A.upper())
+    stream.seal = lambda data: b""  # it went another way
+    stream.upstream.leave_lane()
+    stream.join()
+    stream.says(A)
+    await until(lambda: stream.upstream.received == 2 * len(A))
+    assert stream.upstream.in_lane
+    with pytest.raises(BlockingIOError):
+        stream.client.other.recv(1)
 
 
 async def test_without_a_descriptor_for_itself_nobody_joins(stream: Stream) -> None:
@@ -236,50 +252,6 @@ async def test_a_client_that_takes_a_part_gets_the_rest_by_its_transport(stream:
         await until(lambda size=size: stream.upstream.received == size)  # type: ignore[misc]
     assert stream.client.transport.get_write_buffer_size() > 0
     await stream.hears(said)
-
-
-# --- writing
-
-
-async def test_what_the_socket_does_not_take_is_the_transports_and_in_order(
-    connect: Connect,
-) -> None:
-    passenger = await connect()
-    write = straight(passenger.transport)
-    said = b""
-    for number in range(20_000):
-        write(piece := b"%d," % number * 20)
-        said += piece
-    assert passenger.transport.get_write_buffer_size() > 0
-    heard = bytearray()
-    loop = asyncio.get_running_loop()
-    while len(heard) < len(said):
-        heard += await asyncio.wait_for(loop.sock_recv(passenger.other, 1 << 20), 30)
-    assert heard == said
-    assert passenger.transport.get_write_buffer_size() == 0
-    write(b"at once")
-    assert passenger.other.recv(100) == b"at once"
-
-
-async def test_behind_what_the_transport_still_has(connect: Connect) -> None:
-    passenger = await connect()
-    passenger.transport.write(b"first,")
-    write = straight(passenger.transport)
-    write(b"second")
-    loop = asyncio.get_running_loop()
-    heard = b""
-    while len(heard) < 12:
-        heard += await asyncio.wait_for(loop.sock_recv(passenger.other, 100), 30)
-    assert heard == b"first,second"
-
-
-async def test_an_error_is_told_by_the_transport(connect: Connect) -> None:
-    passenger = await connect()
-    passenger.transport.pause_reading()
-    write = straight(passenger.transport)
-    passenger.other.close()
-    write(b"to nobody")
-    await until(lambda: passenger.lost)
 
 
 @pytest.mark.parametrize("how", ["abort", "close"])

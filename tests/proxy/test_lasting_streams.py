@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from harness import HELLO, Gateway
 from waiting import until
 
 from gatewayd.core.model import Timeouts
+from gatewayd.net.tls_transport import TlsTransport
 
 BEGUN = reply(b"", "Content-Type: text/event-stream", framing="chunked")[:-5]
 FIRST = chunked(b"data: 1\n\n")[:-5]
@@ -203,3 +205,55 @@ async def test_chunks_for_a_client_of_http_1_0_are_not_for_the_lane(gateway: Gat
     await old.expect(b"data: 2\n\n")
     await stream.send(END)
     assert await old.rest() == b""
+
+
+async def test_what_tls_still_has_to_send_is_not_overtaken(
+    secure: Gateway, authority: Authority
+) -> None:
+    """As when it answers a new key of the client's in the turn in which an event comes."""
+    replica = await secure.serve()
+    client = await secure.tls_client(authority.client())
+    await open_stream(secure, replica, client)
+    await lasts(secure)
+    (connection,) = [c for server in secure.plane.servers for c in server.each()]
+    transport = connection.transport
+    assert isinstance(transport, TlsTransport)
+    transport._tls.write(FIRST)  # type: ignore[union-attr]
+    transport._flush()
+    assert transport.seal(SECOND) == b""
+    await client.expect(FIRST + SECOND)
+    assert transport.seal(SECOND) != b""
+
+
+async def test_a_client_that_takes_a_new_key_loses_no_event(
+    secure: Gateway, authority: Authority, tmp_path: Path
+) -> None:
+    replica = await secure.serve()
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    argv = ["openssl", "s_client", "-quiet", "-servername", "chat.example", "-CAfile"]
+    client = await asyncio.create_subprocess_exec(
+        *argv,
+        str(tmp_path / "ca.pem"),
+        *("-connect", f"127.0.0.1:{secure.tls_port}", "-no_ign_eof"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    try:
+        client.stdin.write(HELLO)
+        upstream = await replica.accept()
+        await upstream.message()
+        await upstream.send(BEGUN + FIRST)
+        await asyncio.wait_for(client.stdout.readuntil(FIRST), 30)
+        await lasts(secure)
+        for number in range(200):
+            if number % 10 == 0:
+                client.stdin.write(b"K\n")  # both sides get new keys, in the middle of the stream
+            event = chunked(b"data: %d\n\n" % number)[:-5]
+            await upstream.send(event)
+            assert await asyncio.wait_for(client.stdout.readexactly(len(event)), 30) == event
+    finally:
+        client.kill()
+        await client.wait()
