@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from gatewayd.proxy.known import LENGTH, MAX_DIGITS, KnownHead, body_of, can_be_known
 
 if TYPE_CHECKING:
+    from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
-    from gatewayd.proxy.hearing import Hearing
 
 _ID: Final = re.compile(rb"\r\n(?i:x-request-id): ?([-0-9A-Za-z]{1,128})\r\n")
 _MAX_HOLE: Final = 128
@@ -39,7 +39,7 @@ class CarriedHead(KnownHead):
         self._id_first = first == id_at
         self._id = b""  # of what was read last
 
-    def again(self, connection: Hearing, body: bytes) -> Exchange:
+    def again(self, connection: ClientConnection, body: bytes) -> Exchange:
         exchange = super().again(connection, body)
         exchange.request_id = self._id
         return exchange

@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Sequence
 from typing import Final
 
 from gatewayd.core.demand import Demand
@@ -81,17 +80,14 @@ class DemandTable:
         cells[cell + 3] += at_ms  # first: see Demand.ages_ms
         cells[cell] += 1
 
-    def ended(self, column: int, spans: Sequence[tuple[int, int]]) -> None:
-        """What began and ended at these times has ended."""
-        busy_ms = open_ms = 0
-        for began_ms, ended_ms in spans:
-            open_ms += began_ms
-            busy_ms += ended_ms - began_ms
+    def ended(self, column: int, count: int, *, began_ms: int, ended_ms: int) -> None:
+        """So many have ended; the sum of the times at which they began, and of those at which they
+        ended."""
         cells = self._cells
         cell = column * self._stride + self._own
-        cells[cell + 1] += len(spans)
-        cells[cell + 2] += busy_ms
-        cells[cell + 3] -= open_ms
+        cells[cell + 1] += count
+        cells[cell + 2] += ended_ms - began_ms
+        cells[cell + 3] -= began_ms
 
     def read(self, column: int) -> Demand:
         """Over all slots."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _MAX_WAITING: Final = 256 * 1024  # bytes; beyond, they would take memory that the kernel has
+_SMALL: Final = 1024  # so small are most, and of these a turn has a few hundred at most
 
 Write = Callable[[bytes], None]
 
@@ -36,13 +37,13 @@ class Outbox:
 
     def put(self, write: Write, data: bytes) -> None:
         waiting = self._waiting
-        is_first = not waiting
         waiting.append((write, data))
-        self._size += len(data)
-        if self._size > _MAX_WAITING:
-            self.flush()
-        elif is_first:
+        if len(waiting) == 1:
             self._loop.call_soon(self.flush)
+        if (size := len(data)) > _SMALL:
+            self._size += size
+            if self._size > _MAX_WAITING:
+                self.flush()
 
     def close(self, transport: asyncio.Transport) -> None:
         """Close it behind what waits to be written to it."""

@@ -80,7 +80,7 @@ class Exchange:
         self.first_byte_at = 0.0
         self.ended_at = 0.0
         self.demanded_ms = 0  # when it began, once it counts as demand
-        self.column = 0  # where it does
+        self.column = -1  # where it does
         self.closed_by = "-"
 
     def __repr__(self) -> str:

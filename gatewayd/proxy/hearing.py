@@ -86,7 +86,7 @@ class Hearing(RequestHandler):
         body = known.read(data)
         if isinstance(body, bytes):
             self.known = known
-            return known.again(self, body)
+            return known.again(self, body)  # type: ignore[arg-type]  # of no other class
         if body:
             self.known = known
             self._early.append(data)

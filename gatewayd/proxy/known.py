@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from gatewayd.net.upstream import JOIN_SIZE
 from gatewayd.proxy.exchange import Exchange
@@ -53,7 +53,7 @@ class KnownHead:
         self.world = world
         # All that the first one knew of itself when it had been admitted, but what was its own.
         self._facts = {**vars(exchange), "connection": None, "payload": NO_BODY}
-        self._facts["request_id"] = exchange.given_id
+        self._facts |= {"request_id": exchange.given_id, "length": 0}
         self.to_replica = self.to_router = b""  # what the hop's head begins with, once made
         self.line = ""  # the part of an access line that is the same each time, of
         self.line_of: tuple[str, str] | None = None  # this replica and way
@@ -61,17 +61,15 @@ class KnownHead:
     def __repr__(self) -> str:
         return "<KnownHead {method} {host}{target}>".format_map(self._facts)
 
-    def again(self, connection: Hearing, body: bytes) -> Exchange:
+    def again(self, connection: ClientConnection, body: bytes) -> Exchange:
         """Another one. To copy what is known of it costs a quarter of setting it one by one."""
         exchange = _new(Exchange)
         exchange.__dict__ = self._facts.copy()
         exchange.known = self
-        exchange.connection = cast("ClientConnection", connection)
+        exchange.connection = connection
         if body:
             exchange.payload = WholeBody(body)
             exchange.length = len(body)
-        else:
-            exchange.length = 0
         exchange.started_at = time.monotonic()
         return exchange
 

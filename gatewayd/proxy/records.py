@@ -10,11 +10,13 @@ of a busy loop, it is reached once.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 
 from gatewayd.net.demand import DemandTable
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.exchange import Exchange
-from gatewayd.proxy.observe import Meter, Meters
+from gatewayd.proxy.observe import Meters
+from gatewayd.proxy.served import Served
 
 
 class Records:
@@ -50,23 +52,17 @@ class Records:
         if not ended:
             return
         self._ended = []
-        by_meter: dict[Meter, list[Exchange]] = {}
-        columns: dict[int, list[tuple[int, int]]] = {}
+        groups: defaultdict[tuple[Served | None, int], list[Exchange]] = defaultdict(list)
         for exchange in ended:
-            served = exchange.served
+            groups[exchange.served, exchange.column].append(exchange)
+        for (served, column), exchanges in groups.items():
             meter = self._meters.nobody if served is None else served.meter
-            if meter in by_meter:
-                by_meter[meter].append(exchange)
-            else:
-                by_meter[meter] = [exchange]
-            if began_ms := exchange.demanded_ms:
-                times = began_ms, int(exchange.ended_at * 1000)
-                if exchange.column in columns:
-                    columns[exchange.column].append(times)
-                else:
-                    columns[exchange.column] = [times]
-        for meter, exchanges in by_meter.items():
             meter.record(exchanges)
-        for column, spans in columns.items():
-            self._demand.ended(column, spans)
+            if column >= 0:
+                self._demand.ended(
+                    column,
+                    len(exchanges),
+                    began_ms=sum([exchange.demanded_ms for exchange in exchanges]),
+                    ended_ms=sum([int(exchange.ended_at * 1000) for exchange in exchanges]),
+                )
         self._access_log.write(ended)

@@ -30,7 +30,7 @@ def test_what_workers_count_is_added_up(table: DemandTable) -> None:
     two.began(5, 1500)
     two.began(6, 7)
     assert table.read(5) == Demand(2, 0, 0, 2500)
-    one.ended(5, [(1000, 4000)])
+    one.ended(5, 1, began_ms=1000, ended_ms=4000)
     assert table.read(5) == Demand(2, 1, 3000, 1500)
     assert table.read(6) == Demand(1, 0, 0, 7)
     assert table.read(CAPACITY - 1) == Demand()
@@ -41,7 +41,7 @@ def test_what_workers_count_is_added_up(table: DemandTable) -> None:
 def test_the_row_of_a_dead_worker_is_ended_and_gone_on_with(table: DemandTable) -> None:
     dead, other = worker(table, 1), worker(table, 0)
     dead.began(3, 1000)
-    dead.ended(3, [(1000, 1200)])
+    dead.ended(3, 1, began_ms=1000, ended_ms=1200)
     dead.began(3, 2000)
     dead.began(4, 2500)
     other.began(4, 2000)
@@ -77,7 +77,7 @@ def test_the_table_of_another_process_is_found_while_that_lives(table: DemandTab
         assert found is not None
         assert found.slots == 3
         assert found.read(7) == Demand(1, 0, 0, 1000)
-        one.ended(7, [(1000, 1001)])
+        one.ended(7, 1, began_ms=1000, ended_ms=1001)
         assert found.read(7) == Demand(1, 1, 1, 0)
         found.close()
     finally:

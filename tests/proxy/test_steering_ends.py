@@ -142,7 +142,7 @@ async def test_a_client_that_leaves_between_the_two_questions(
     await steered.finished(asked)
     wire.close()
     await until(lambda: steered.ways, "it was missed")
-    assert not steered.gateway.plane._tasks
+    await until(lambda: not steered.gateway.plane._tasks, "nothing of it goes on")
     assert second.untouched
     assert len(steered.router.peers[0].asking) == 1
 
