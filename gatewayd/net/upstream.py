@@ -169,13 +169,13 @@ class UpstreamConnection(LaneFlow):
                 self._chunks_turn(data)
         elif state == LENGTH:
             self._counted(data)
+        elif state == HEAD:
+            self._read_head(data)
         elif state in (UNTIL_EOF, TUNNEL):
             if not self.received and state == UNTIL_EOF and self._sink is not None:
                 self._sink.first_byte()
             self.received += len(data)
             self._write_body(data)
-        elif state == HEAD:
-            self._read_head(data)
         elif state == IDLE:
             # Nobody asked for these bytes: they would poison the next reply.
             self.pool.forget(self)
@@ -277,7 +277,7 @@ class UpstreamConnection(LaneFlow):
                 sink.first_byte()
                 self.received = len(body)
             receiver.send(lead + body)
-            self._end(reusable=exact and not self.head.close)
+            self._let_go(reusable=exact and not self.head.close)
 
     def _start_body(self, rest: bytes) -> None:
         head = self.head
@@ -343,10 +343,14 @@ class UpstreamConnection(LaneFlow):
     # --- endings
 
     def _end(self, *, reusable: bool) -> None:
-        sink, self._sink = self._sink, None
+        """Of a body that came piece by piece."""
         self._chunks = None
         self._between = False
         self._write_body = self._write_rest = NOWHERE.send
+        self._let_go(reusable=reusable)
+
+    def _let_go(self, *, reusable: bool) -> None:
+        sink, self._sink = self._sink, None
         if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
             if self.in_lane:

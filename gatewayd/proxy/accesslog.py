@@ -175,17 +175,16 @@ def _text_line(exchange: Exchange | Unread, stamp: str) -> str:
         first = _BELOW_A_SECOND[ms] if ms < 1000 else f"{ms / 1000:.3f}"
     known = exchange.known
     if known is None:
-        line = _of_request(exchange)
-    elif known.line_of == (of := (exchange.replica, exchange.via)):
-        line = known.line
+        line, end = _of_request(exchange), _end_of(exchange)
     else:
-        line, known.line_of = _of_request(exchange), of
-        known.line = line
+        if known.line_replica is not exchange.replica or known.line_via is not exchange.via:
+            known.line, known.line_end = _of_request(exchange), _end_of(exchange)
+            known.line_replica, known.line_via = exchange.replica, exchange.via
+        line, end = known.line, known.line_end
     return (
         f"{stamp} {line} {exchange.status} {exchange.bytes_in} {exchange.bytes_out} {first} "
         f"{_BELOW_A_SECOND[took] if took < 1000 else f'{took / 1000:.3f}'} {exchange.closed_by} "
-        f"{exchange.request_id.decode('latin-1')}"
-        f"{' ' + exchange.token_name if exchange.token_name else ''}\n"
+        f"{exchange.request_id.decode('latin-1')}{end}"
     )
 
 
@@ -198,6 +197,10 @@ def _of_request(exchange: Exchange | Unread) -> str:
         f"{exchange.client or '-'} {exchange.service_name} {exchange.replica or '-'} "
         f'{exchange.via} "{exchange.method} {path}"'
     )
+
+
+def _end_of(exchange: Exchange | Unread) -> str:
+    return f" {exchange.token_name}\n" if exchange.token_name else "\n"
 
 
 def _json_line(exchange: Exchange | Unread, stamp: str) -> str:

@@ -210,9 +210,9 @@ class ClientConnection(Hearing):
             self.finish(lingering=bool(more))
             return
         self._idle_since = now  # loop time is of the same clock
-        if self._parser_holds:
-            self._parsed(exchange)
-        if self._messages or self._held or self._parser_holds:
+        if self._held or not self._parser_empty:
+            if self._parser_holds:
+                self._parsed(exchange)
             self._advance()
 
     def _refuse(self, reply: LocalReply) -> None:

@@ -41,7 +41,9 @@ class KnownHead:
         "after",
         "before",
         "line",
-        "line_of",
+        "line_end",
+        "line_replica",
+        "line_via",
         "to_replica",
         "to_router",
         "world",
@@ -55,8 +57,8 @@ class KnownHead:
         self._facts = {**vars(exchange), "connection": None, "payload": NO_BODY}
         self._facts |= {"request_id": exchange.given_id, "length": 0}
         self.to_replica = self.to_router = b""  # what the hop's head begins with, once made
-        self.line = ""  # the part of an access line that is the same each time, of
-        self.line_of: tuple[str, str] | None = None  # this replica and way
+        # What is the same in each access line of this replica and way, and in the end of each.
+        self.line = self.line_replica = self.line_via = self.line_end = ""
 
     def __repr__(self) -> str:
         return "<KnownHead {method} {host}{target}>".format_map(self._facts)
