@@ -171,6 +171,10 @@ class ArrivedBody(RequestBody):
     def whole(self) -> bytes | None:
         return self._whole
 
+    def forget(self) -> None:
+        self._keeping = False
+        self._whole = None
+
     def close(self) -> None: ...
 
 
