@@ -33,6 +33,14 @@ class Flow(asyncio.Protocol):
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
+    async def flushed(self) -> None:
+        """Returns when all that was written lies in the kernel, or the connection is gone."""
+        self.transport.set_write_buffer_limits(0)
+        try:
+            await self.drained()
+        finally:
+            self.transport.set_write_buffer_limits()
+
     def pause_reading(self) -> None:
         if not self.reading_paused and not self.closed:
             self.reading_paused = True

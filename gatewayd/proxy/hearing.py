@@ -21,6 +21,7 @@ from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.known import KnownHead
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.parser import one_by_one
+from gatewayd.proxy.payload import NO_BODY
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
 _HEAD_END: Final = b"\r\n\r\n"
@@ -173,6 +174,26 @@ class Hearing(RequestHandler):
         if self._body_fed == exchange.length:
             self._parser_empty = True
             self._parser_holds = False
+
+    # --- a body that does not pass the parser to its end
+
+    def hold_body(self) -> int:
+        """Read no more of the body that arrives. Returns how much of it the parser was given, less
+        than nothing where that is not known; the rest is still in the socket."""
+        self._pause_reading_for_buffer()
+        return self._body_fed
+
+    def resume_body(self) -> None:
+        self._resume_reading_for_buffer()
+
+    def body_passed(self, exchange: Exchange) -> None:
+        """The rest was taken out of the socket, and the parser waits for it: the next request gets
+        another one."""
+        exchange.payload = NO_BODY
+        self._parser = None
+        self._parser_empty = True
+        self._parser_holds = False
+        self._resume_reading_for_buffer()
 
     def _hold(self, data: bytes) -> None:
         """For its turn."""

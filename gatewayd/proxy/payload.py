@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from aiohttp.streams import StreamReader
+
 
 class Payload(Protocol):
     """As much of aiohttp's StreamReader as is asked of a request's body."""
@@ -63,3 +65,8 @@ class BegunBody:
             if data := self._begun.pop(0):
                 return data
         return await self._rest.readany()
+
+
+def unchanged(payload: Payload) -> bool:
+    """Whether it is what the client sends, byte for byte."""
+    return isinstance(payload, StreamReader | BegunBody)

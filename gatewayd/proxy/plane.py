@@ -19,6 +19,7 @@ from gatewayd.net.loads import LoadTable
 from gatewayd.net.mux_pool import MuxPool
 from gatewayd.net.outbox import Outbox
 from gatewayd.net.pool import POOL_IDLE_S, Pool
+from gatewayd.net.splice import Splices
 from gatewayd.proxy.question import Asker
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Plane:
         self.loads = loads
         self.outbox = Outbox(loop)
         self.lane = Lane(loop)
+        self.splices = Splices(loop)
         self.asker = asker or Asker(loop, 0)
         self._changed = asyncio.Event()
         self.active: set[Forward] = set()

@@ -1,7 +1,8 @@
 """The request body on its way to the replica, whole or while it still arrives.
 
-Owns: framing it anew, its size bound, what is kept so that it can be sent once more.
-Does not own: attempts (forward), parsing (aiohttp hands out the body without its framing).
+Owns: framing it anew, its size bound, what is kept so that it can be sent once more, when the
+kernel can pass it on. Does not own: attempts (forward), parsing (aiohttp hands out the body without
+its framing), how the kernel does that (net.splice).
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
+from gatewayd.proxy.payload import unchanged
 
 if TYPE_CHECKING:
+    from gatewayd.net.splice import Splice
     from gatewayd.net.upstream import UpstreamConnection
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
 
 _REPLAY_SIZE: Final = 1024 * 1024  # of a body kept so that it can be sent once more
+_SPLICE_SIZE: Final = 1024 * 1024  # of what is still to come, to be worth the preparations
 
 
 class BodyTooLargeError(Exception):
@@ -35,6 +39,8 @@ class RequestBody:
     _whole: bytes | None = None  # as the client sent it, when all of it has arrived
     _keeping = True
     _task: asyncio.Task[None] | None = None
+    _splice: Splice | None = None
+    _connection: UpstreamConnection | None = None  # of the splice
     kept_size = 0
 
     def __init__(
@@ -108,6 +114,9 @@ class RequestBody:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        if self._splice is not None:
+            self._splice.close()
+            self._splice = None
 
     def refuse(self, reply: LocalReply) -> None:
         """It cannot be taken to its end: the exchange ends, with `reply` if that can be given."""
@@ -132,6 +141,7 @@ class RequestBody:
             self.forget()
         if connection.writing_paused:
             await connection.drained()
+        splices = self._can_be_spliced()
         try:
             while data := await self.read():
                 if not keep or self.kept_size > _REPLAY_SIZE:
@@ -139,6 +149,11 @@ class RequestBody:
                 connection.write(self.framed(data))
                 if connection.writing_paused:
                     await connection.drained()
+                if splices and not self._keeping:
+                    splices = False
+                    if await self._begin_splice(connection):
+                        self._task = None
+                        return
         except BodyTooLargeError:
             self._task = None
             self._refused(replies.BODY_TOO_LARGE)
@@ -147,6 +162,57 @@ class RequestBody:
             connection.write(self.trailer)
         connection.request_done = True
         self._task = None
+
+    # --- the rest of a large body, by way of the kernel
+
+    def _can_be_spliced(self) -> bool:
+        """If there is a lot to come, and the replica gets just the bytes that the client sends."""
+        exchange = self._exchange
+        return (
+            exchange.length - exchange.bytes_in >= _SPLICE_SIZE
+            and exchange.length <= self._max_size
+            and not exchange.connection.secure
+            and not exchange.upgrade
+            and unchanged(exchange.payload)
+        )
+
+    async def _begin_splice(self, connection: UpstreamConnection) -> bool:
+        """What has been read goes first. False when the rest has to go the usual way."""
+        exchange = self._exchange
+        client = exchange.connection
+        fed = client.hold_body()
+        while exchange.bytes_in < min(fed, exchange.length):  # a next request may be behind it
+            connection.write(await self.read())
+        await connection.flushed()
+        left = exchange.length - exchange.bytes_in
+        if exchange.bytes_in == fed and left and client.transport and not connection.closed:
+            self._connection = connection
+            splices = self._plane.splices
+            self._splice = splice = splices.open(client.transport, connection, left, self)
+            if splice is not None:
+                try:
+                    splice.start()
+                except OSError:
+                    splice.close()
+                    self._splice = None
+                else:
+                    return True
+        client.resume_body()
+        return False
+
+    def splice_moved(self, size: int) -> None:
+        self._exchange.bytes_in += size
+
+    def splice_ended(self) -> None:
+        assert self._connection is not None
+        self._connection.request_done = True
+        self._exchange.connection.body_passed(self._exchange)
+
+    def splice_cut(self) -> None:
+        """Half a body is a client gone."""
+        transport = self._exchange.connection.transport
+        if transport is not None:
+            transport.close()
 
     def forget(self) -> None:
         """From here on the body goes one way only: it will not be sent again."""

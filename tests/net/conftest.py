@@ -16,7 +16,7 @@ def pytest_asyncio_loop_factories(
     if item.path.name == "test_upstream_pool.py":
         return {"uvloop": uvloop.new_event_loop}
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name in ("test_link.py", "test_mux.py", "test_mux_pool.py"):
+    if item.path.name in ("test_link.py", "test_mux.py", "test_mux_pool.py", "test_splice.py"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 

@@ -212,6 +212,7 @@ class Gateway:
             await self.settle_clients()
             await until(lambda: not plane.active, "every exchange has ended")
             await until(lambda: not plane._tasks, "every task of an exchange has ended")
+            assert not plane.splices.running
             if self.edge.authority is not None:
                 await self.edge.authority.aclose()
             await self.edge.prompts.aclose()
