@@ -64,7 +64,6 @@ class TlsTransport(asyncio.Protocol):
     """The protocol of the connection below, and the transport of the one above."""
 
     __slots__ = (
-        "_behind",
         "_contexts",
         "_half",
         "_incoming",
@@ -74,7 +73,6 @@ class TlsTransport(asyncio.Protocol):
         "_seal",
         "_sealed",
         "_send",
-        "_straight",
         "_tls",
         "_upper",
         "hello",
@@ -89,8 +87,6 @@ class TlsTransport(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._open = False  # from the end of the handshake to the first of its ends
         self._half = False  # our side has ended
-        self._straight = False  # somebody else writes to the socket
-        self._behind = False  # of what has been written in this turn
         # What a client has said so far, while it may have to wait or be an authority that looks
         # for a proof; None: not kept, or answered.
         self.hello: bytes | None = None
@@ -255,11 +251,10 @@ class TlsTransport(asyncio.Protocol):
 
     def seal(self, data: bytes) -> bytes:
         """The records of it for whoever writes to the socket itself, b"" where they have to go
-        the usual way, because something of ours may still be on it."""
-        waits = self._behind or self._raw.get_write_buffer_size()
+        the usual way, because something of ours is still to be sent."""
+        waits = self._raw.get_write_buffer_size()
         if waits or not self._open or len(data) > _READ_SIZE:
             self.write(data)
-            self._fall_behind()
             return b""
         try:
             self._seal(data)
@@ -269,18 +264,8 @@ class TlsTransport(asyncio.Protocol):
         return self._sealed()
 
     def straight(self) -> Way:
-        self._straight = True
         fd: int = self._raw.get_extra_info("socket").fileno()
         return fd, self._raw.write, self.seal
-
-    def _fall_behind(self) -> None:
-        """uvloop writes at the end of a turn, and until then does not count it as waiting."""
-        if not self._behind:
-            self._behind = True
-            asyncio.get_running_loop().call_soon(self._catch_up)
-
-    def _catch_up(self) -> None:
-        self._behind = False
 
     def _write_rest(self, data: memoryview, size: int) -> None:
         """A call seals one record. Each leaves at once, so that the buffer between, which never
@@ -293,8 +278,6 @@ class TlsTransport(asyncio.Protocol):
         data = self._outgoing.read()
         if data and not self._raw.is_closing():
             self._raw.write(data)
-            if self._straight:
-                self._fall_behind()
 
     # --- ends
 

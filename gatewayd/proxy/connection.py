@@ -240,8 +240,7 @@ class ClientConnection(Hearing):
         return self.transport.write
 
     def straight(self) -> Way | None:
-        """For an answer that lasts, and of which nothing was sent in this turn of the loop. None
-        while something is still to be sent."""
+        """For an answer that lasts. None while something is still to be sent."""
         transport = self.transport
         if transport is None or transport.get_write_buffer_size():
             return None

@@ -263,3 +263,13 @@ async def test_a_descriptor_is_closed_after_its_protocol_was_told(
     getattr(passenger.transport, how)()
     await until(lambda: passenger.lost)
     assert passenger.open_when_lost
+
+
+async def test_what_a_transport_has_not_sent_it_counts(connect: Connect) -> None:
+    """Else who writes or splices past it could overtake what it was given in the same turn."""
+    flow = await connect()
+    flow.transport.write(A)
+    assert flow.other.recv(1000) == A
+    assert flow.transport.get_write_buffer_size() == 0
+    flow.transport.write(bytes(1 << 20))
+    assert flow.transport.get_write_buffer_size() == (1 << 20) - len(flow.other.recv(1 << 20))

@@ -15,7 +15,6 @@ from harness import HELLO, Gateway
 from waiting import until
 
 from gatewayd.core.model import Timeouts
-from gatewayd.net.tls_transport import TlsTransport
 
 BEGUN = reply(b"", "Content-Type: text/event-stream", framing="chunked")[:-5]
 FIRST = chunked(b"data: 1\n\n")[:-5]
@@ -205,24 +204,6 @@ async def test_chunks_for_a_client_of_http_1_0_are_not_for_the_lane(gateway: Gat
     await old.expect(b"data: 2\n\n")
     await stream.send(END)
     assert await old.rest() == b""
-
-
-async def test_what_tls_still_has_to_send_is_not_overtaken(
-    secure: Gateway, authority: Authority
-) -> None:
-    """As when it answers a new key of the client's in the turn in which an event comes."""
-    replica = await secure.serve()
-    client = await secure.tls_client(authority.client())
-    await open_stream(secure, replica, client)
-    await lasts(secure)
-    (connection,) = [c for server in secure.plane.servers for c in server.each()]
-    transport = connection.transport
-    assert isinstance(transport, TlsTransport)
-    transport._tls.write(FIRST)  # type: ignore[union-attr]
-    transport._flush()
-    assert transport.seal(SECOND) == b""
-    await client.expect(FIRST + SECOND)
-    assert transport.seal(SECOND) != b""
 
 
 async def test_a_client_that_takes_a_new_key_loses_no_event(
