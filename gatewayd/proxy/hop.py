@@ -149,7 +149,7 @@ def response_head(
         more += response_headers(served.cors, exchange.head.noted.get(b"origin"))
     if served.hsts and exchange.secure:
         more += served.hsts
-    if served.from_bridge or served.debug_headers:
+    if (served.from_bridge or served.debug_headers) and exchange.replica:
         more += b"%b: %b\r\n" % (REPLICA_FIELD, exchange.replica.encode())
     if exchange.close:
         more += b"Connection: close\r\n"

@@ -262,6 +262,11 @@ async def test_debug_headers_name_the_replica(steered: Steered, shown: bool) -> 
     await router.send(reply(b"ok", f"X-Gatewayd-Replica: {first.name}"))
     answer = await wire.message()
     assert answer.all("X-Gatewayd-Replica") == ([first.name] if shown else [])
+    await wire.send(post(BODY, "/v1/responses"))
+    await router.message()
+    await router.send(reply(b"the router's own word"))
+    answer = await wire.message()
+    assert "X-Gatewayd-Replica" not in answer
 
 
 @pytest.mark.parametrize("mode", ["through", "direct"])
