@@ -76,7 +76,11 @@ class Issuer:
                     return await self._from(url, name, replaces, every_way)
                 except AcmeError as error:
                     faults.append(error)
-                    _log.debug("%s gives none for %s: %s", url, name, error)
+                    if url != settings.servers[-1]:
+                        _log.warning(
+                            "%s gives no certificate for %s, the next authority is asked: %s",
+                            *(url, name, error),
+                        )
                     if error.retry_after is not None:
                         self._until[url, name] = self._monotonic() + error.retry_after
         raise _all(settings.servers, faults)

@@ -161,7 +161,7 @@ async def test_a_name_that_was_not_proven_is_tried_the_other_way(
 
 
 async def test_a_rate_limit_is_kept_and_the_next_authority_asked(
-    tmp_path: Path, pebble: Pebble, front: Front
+    tmp_path: Path, pebble: Pebble, front: Front, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def limited(path: str, body: bytes) -> web.Response | None:
         if path == "/order-plz":
@@ -188,6 +188,9 @@ async def test_a_rate_limit_is_kept_and_the_next_authority_asked(
         assert managed is not None
         assert managed.issued is not None
         assert managed.issued.server == pebble.directory
+        # Else nobody would hear that the one they prefer does nothing for them any more.
+        told = f"{front.directory} gives no certificate for {NAME}, the next authority is asked: "
+        assert told in caplog.text
 
 
 async def test_an_account_that_is_gone_is_made_again(tmp_path: Path) -> None:
