@@ -10,6 +10,7 @@ own beside them. A process is known by pid and start time, so a reused pid is ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -86,8 +87,14 @@ class StateDir:
 
     def sign(self) -> None:
         """Whoever finds the directory in use is told our pid."""
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        name = f"{os.getpid()}\n".encode()
+        try:
+            os.pwrite(self._lock_fd, name, 0)  # before the rest is cut: on a full disk a block
+            os.ftruncate(self._lock_fd, len(name))  # that is given back may be gone
+        except OSError as error:  # the lock holds all the same
+            _log.error("cannot write %s: %s", self.path / "lock", error.strerror)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock_fd, 0)  # better nobody than a predecessor
 
     def _is_lock(self, fd: int) -> bool:
         try:

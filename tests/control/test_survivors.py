@@ -58,6 +58,26 @@ def test_a_second_owner_is_told_who_the_first_is(tmp_path: Path) -> None:
     second.release()
 
 
+def test_a_full_disk_keeps_nobody_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    first, second = StateDir(str(tmp_path)), StateDir(str(tmp_path))
+    first.acquire()
+    assert f"cannot write {tmp_path}/lock: No space left on device" in caplog.text
+    with pytest.raises(StateDirError, match="in use by another gatewayd"):
+        second.acquire()
+    first.release()
+
+
+def test_a_shorter_pid_takes_the_place_of_a_longer_one(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1234567890\n")
+    state_dir = StateDir(str(tmp_path))
+    state_dir.acquire()
+    assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    state_dir.release()
+
+
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirError, match="Not a directory"):
