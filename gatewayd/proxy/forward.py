@@ -222,8 +222,8 @@ class Forward:
     ) -> None:
         self._exchange.bytes_out = connection.received
         if self._responding:
-            assert self._endpoint is not None
-            self._served.meter.upstream_error(self._endpoint.replica, failure.kind)
+            # Of a router's answer: the replica that it came from, as in the other modes.
+            self._served.meter.upstream_error(self._exchange.replica, failure.kind)
             self._cut("upstream")
             return
         sent = Sent.SOME
@@ -369,8 +369,7 @@ class Forward:
             connection.join_lane(self._plane.lane, way)
 
     def _time_out(self, late: Late) -> None:
-        assert self._endpoint is not None
-        self._served.meter.upstream_error(self._endpoint.replica, late.value)
+        self._served.meter.upstream_error(self._exchange.replica, late.value)
         self._failure = late.value
         if self._responding:
             self._cut("upstream")

@@ -137,10 +137,13 @@ async def test_a_stream_passes_event_by_event(routed: Routed) -> None:
 async def test_a_stream_cut_behind_the_router_is_cut_for_the_client(routed: Routed) -> None:
     client = await routed.ask(post(BODY, "/v1/x"))
     wire, _ = await routed.router.request()
-    await wire.send(reply(b"", framing="chunked")[:-5] + chunked(b"part")[:-5])
+    answer = reply(b"", "X-Gatewayd-Replica: chat-a", framing="chunked")
+    await wire.send(answer[:-5] + chunked(b"part")[:-5])
     await client.upto(b"part\r\n")
     wire.close()
     assert await client.gone() == b""
+    # As without a router: it counts for the replica.
+    assert routed.gateway.totals().upstream_errors == {("chat-a", "reset"): 1}
 
 
 # --- answers that no replica made
