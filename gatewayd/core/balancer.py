@@ -96,6 +96,18 @@ class Ejections:
                 return (soonest,)
         return tuple(e for e in sound if e.id not in tried) or sound
 
+    def admits(self, endpoint_id: str, now: float) -> bool:
+        """Whether a request may go where somebody else has chosen: to a sound endpoint, or to one
+        that is due, as its trial."""
+        state = self.out.get(endpoint_id)
+        if state is None:
+            return True
+        if state.due > now:
+            return False
+        state.on_trial = True
+        state.due = now + state.hold_s
+        return True
+
     def __repr__(self) -> str:
         return f"<Ejections {sorted(self.out)}>"
 

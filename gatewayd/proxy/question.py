@@ -43,6 +43,7 @@ class Outcome(enum.Enum):
     BODY_LIMIT = "body_limit"  # too large to be asked about
     GONE = "gone"  # it chose a replica that takes no requests any more
     REPLICA_REFUSED = "replica_refused"  # it chose, again, one that refuses connections
+    EJECTED = "ejected"  # it chose one that fails, of which it knows nothing
     SKIPPED = "skipped"  # not asked, because it has just not answered others in time
     ABANDONED = "abandoned"  # the client left, or its body did not come, before the answer
 

@@ -103,9 +103,20 @@ class Steering:
         elif replica == self._avoid:
             self._let_go()
             self._alone(Outcome.REPLICA_REFUSED)
+        elif not self._takes(endpoint):
+            self._let_go()
+            self._alone(Outcome.EJECTED)
         else:
             self._count(Outcome.STEERED)
             self._decided(endpoint)
+
+    def _takes(self, endpoint: Endpoint) -> bool:
+        """Routers see nothing of the answers, so one that fails at once looks idle to them."""
+        served = self._served
+        ejections = served.live.ejections
+        if not ejections or len(ejections) >= len(served.newest.upstream.endpoints):
+            return True  # no other one is better
+        return ejections.admits(endpoint.id, self._plane.loop.time())
 
     def _failed(self, outcome: Outcome) -> None:
         self._question = None

@@ -143,6 +143,16 @@ def test_an_ejected_endpoint_is_tried_with_one_request() -> None:
     assert set(chosen("ab", 10, ejections=ejections, now=1.01)) == {"b"}
 
 
+def test_one_that_somebody_else_chose_is_admitted_when_it_is_due() -> None:
+    ejections = out("b")
+    assert ejections.admits("a", 0.0)
+    assert not ejections.admits("b", 0.9)
+    assert ejections.admits("b", 1.0)  # the trial
+    assert not ejections.admits("b", 1.5)
+    ejections.succeeded("b")
+    assert ejections.admits("b", 1.5)
+
+
 def test_a_trial_that_succeeds_brings_it_back() -> None:
     ejections = out("a")
     assert choose("ab", ejections=ejections, now=1.0) == "a"

@@ -158,6 +158,41 @@ async def test_a_cut_stream_is_cut_for_the_client_and_lets_the_router_go(steered
     await steered.ended(steered=1)
 
 
+async def test_one_that_fails_is_left_out_although_the_router_goes_on_choosing_it(
+    steered: Steered,
+) -> None:
+    first, second = await steered.start(2)
+    second.answers = reply(b"from the second")
+    wire = await steered.client(post(BODY, PATH))
+    asked = await steered.chosen(first)
+    upstream, _ = await first.request()
+    upstream.close()
+    assert (await wire.message()).status == 502
+    await steered.finished(asked)
+    for _ in range(2):
+        wire = await steered.client(post(BODY, PATH))
+        asked = await steered.chosen(first)
+        assert (await wire.message()).body == b"from the second"
+        await steered.finished(asked)
+    assert steered.outcomes == {"steered": 1, "ejected": 2}
+    await steered.ended(steered=1, fallback=2)
+
+
+async def test_one_that_fails_is_not_left_out_where_there_is_no_other(steered: Steered) -> None:
+    (replica,) = await steered.start(1)
+    for answer in (b"", reply()):
+        wire = await steered.client(post(BODY, PATH))
+        asked = await steered.chosen(replica)
+        upstream, _ = await replica.request()
+        if answer:
+            await upstream.send(answer)
+        else:
+            upstream.close()
+        assert (await wire.message()).status == (200 if answer else 502)
+        await steered.finished(asked)
+    assert steered.outcomes == {"steered": 2}
+
+
 # --- replicas come and go
 
 
