@@ -57,7 +57,8 @@ class Site:
         return self.clock.ms
 
     def end(self, began: int, of: Service = LLAMA) -> None:
-        self.worker.ended(self.demands.column(of), [(began, self.clock.ms)])
+        column = self.demands.column(of)
+        self.worker.ended(column, 1, began_ms=began, ended_ms=self.clock.ms)
 
     def short(self, of: Service = LLAMA, count: int = 1) -> None:
         for _ in range(count):

@@ -277,6 +277,11 @@ async def test_drain_waits_for_both_halves(home: Path) -> None:
 
             await until(counted)
             drain = asyncio.create_task(chat.gateway.drain("chat", busy.name, 10))
+
+            async def draining() -> bool:
+                return (await chat.gateway.replica_states("chat"))[busy.name] == "draining"
+
+            await until(draining)
             for _ in range(3):
                 assert (await chat.post())[1]["id"] == other.name
             assert not drain.done()
