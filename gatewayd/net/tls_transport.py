@@ -67,6 +67,7 @@ class TlsTransport(asyncio.Protocol):
         "_contexts",
         "_half",
         "_incoming",
+        "_mixed",
         "_open",
         "_outgoing",
         "_raw",
@@ -87,6 +88,7 @@ class TlsTransport(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._open = False  # from the end of the handshake to the first of its ends
         self._half = False  # our side has ended
+        self._mixed = False  # the raw transport was written to since it was last seen empty
         # What a client has said so far, while it may have to wait or be an authority that looks
         # for a proof; None: not kept, or answered.
         self.hello: bytes | None = None
@@ -199,8 +201,10 @@ class TlsTransport(asyncio.Protocol):
         if tls.selected_alpn_protocol() == ACME_PROTOCOL:
             self.close()  # the handshake was all that was wanted (RFC 8737, 3)
             return
-        # An event of a stream is these three calls: bound once.
-        self._seal, self._sealed, self._send = tls.write, self._outgoing.read, self._raw.write
+        # An event of a stream is these three calls: bound once, and without what `ssl` puts around
+        # OpenSSL's, a frame of Python, where there is just that.
+        self._seal = getattr(tls, "_sslobj", tls).write
+        self._sealed, self._send = self._outgoing.read, self._raw.write
         self._open = True
         self._upper.secured()
         if self._open and (self._incoming.pending or tls.pending()):
@@ -247,13 +251,15 @@ class TlsTransport(asyncio.Protocol):
         except ssl.SSLError:
             self.abort()
             return
+        self._mixed = True
         self._send(self._sealed())
 
     def seal(self, data: bytes) -> bytes:
         """The records of it for whoever writes to the socket itself, b"" where they have to go
         the usual way, because something of ours is still to be sent."""
-        waits = self._raw.get_write_buffer_size()
-        if waits or not self._open or len(data) > _READ_SIZE:
+        if self._mixed:
+            self._mixed = self._raw.get_write_buffer_size() > 0
+        if self._mixed or not self._open or len(data) > _READ_SIZE:
             self.write(data)
             return b""
         try:
@@ -277,6 +283,7 @@ class TlsTransport(asyncio.Protocol):
     def _flush(self) -> None:
         data = self._outgoing.read()
         if data and not self._raw.is_closing():
+            self._mixed = True
             self._raw.write(data)
 
     # --- ends
