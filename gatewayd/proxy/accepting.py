@@ -15,7 +15,7 @@ from gatewayd.proxy.server import EdgeServer
 _BACKLOG: Final = 1024
 # libuv accepts one connection per wake-up of a handle. A turn of the loop with one request in it
 # costs half as much again as a share of a full one, so a socket that is ours alone has this many.
-_HANDLES: Final = 8
+HANDLES: Final = 8
 
 
 class Accepting:
@@ -30,9 +30,14 @@ class Accepting:
 
 
 async def listen(
-    loop: asyncio.AbstractEventLoop, server: EdgeServer, sock: socket.socket
+    loop: asyncio.AbstractEventLoop,
+    server: EdgeServer,
+    sock: socket.socket,
+    *,
+    handles: int = HANDLES,
 ) -> Accepting:
-    """Accept on a socket that control opened."""
+    """Accept on a socket that control opened. One handle is enough where a connection begins with
+    half a millisecond of computing, beside which a turn of the loop is nothing."""
     sock.setblocking(False)
     if sock.family == socket.AF_UNIX:
         return Accepting(
@@ -44,7 +49,7 @@ async def listen(
     socks = [sock]
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
         # No other process waits at it, to find nothing or to get less than its share.
-        socks += [sock.dup() for _ in range(_HANDLES - 1)]
+        socks += [sock.dup() for _ in range(handles - 1)]
     return Accepting(
         [await loop.create_server(server.accept, sock=s, backlog=_BACKLOG) for s in socks]
     )

@@ -22,7 +22,7 @@ from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.tls import Contexts
 from gatewayd.net.tls_groups import limit_groups
-from gatewayd.proxy.accepting import Accepting, listen
+from gatewayd.proxy.accepting import HANDLES, Accepting, listen
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.peers import PeerCounts
@@ -70,7 +70,10 @@ class WorkerRole:
         self._plane.servers.append(server)
         for sock, is_tls in self._sockets:
             if is_tls is tls:
-                self._listeners.append(await listen(self._plane.loop, server, sock))
+                handles = 1 if tls else HANDLES
+                self._listeners.append(
+                    await listen(self._plane.loop, server, sock, handles=handles)
+                )
 
     def secure(self, message: ForHandshakes) -> None:
         match message:
