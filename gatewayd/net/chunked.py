@@ -1,6 +1,7 @@
 """Where a chunked answer ends, found without parsing more of it than that takes.
 
-Owns: following the framing over reads. Does not own: the bytes, which pass as they came.
+Owns: following the framing over reads, taking it away for who wants the bytes without it. Does not
+own: the bytes, which else pass as they came.
 
 Between two chunks there is nothing to remember, and most reads are whole chunks. A parser is made
 for what is not, and then stays.
@@ -64,3 +65,22 @@ class Chunks:
 
     def on_message_complete(self) -> None:
         self.complete = True
+
+
+class Unchunked:
+    """A body without its framing, which `Chunks` has found to be right."""
+
+    __slots__ = ("_found", "_parser")
+
+    def __init__(self) -> None:
+        self._found: list[bytes] = []
+        self._parser = HttpResponseParser(self)
+        self._parser.feed_data(_HEAD)
+
+    def feed(self, data: bytes) -> bytes:
+        self._parser.feed_data(data)
+        found, self._found = self._found, []
+        return b"".join(found)
+
+    def on_body(self, data: bytes) -> None:
+        self._found.append(data)

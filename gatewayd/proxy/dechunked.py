@@ -1,7 +1,8 @@
 """A chunked answer for a client of HTTP/1.0: its bytes without the framing, and then the end of the
 connection.
 
-Owns: taking the framing away. Does not own: whether it is whole (net.chunked has followed it).
+Owns: that the head leaves at once, and with the first bytes. Does not own: taking the framing away,
+whether it is whole (net.chunked).
 
 Nobody has asked the replica for chunks, but there are some that know no other way to stream.
 """
@@ -10,11 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from httptools import HttpResponseParser
-
+from gatewayd.net.chunked import Unchunked
 from gatewayd.net.sink import NOWHERE, Receiver
-
-_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Dechunked:
@@ -22,10 +20,9 @@ class Dechunked:
 
     def __init__(self, client: Receiver, lead: bytes) -> None:
         self._client = client
-        self._pieces = [lead]
+        self._lead = lead
         self._write: Callable[[bytes], None] = NOWHERE.send
-        self._parser = HttpResponseParser(self)
-        self._parser.feed_data(_HEAD)
+        self._plain = Unchunked()
 
     def send(self, data: bytes) -> None:
         self.stream()(data)
@@ -35,12 +32,6 @@ class Dechunked:
         return self._pass
 
     def _pass(self, data: bytes) -> None:
-        if data:
-            self._parser.feed_data(data)
-        if self._pieces:
-            plain = b"".join(self._pieces)
-            self._pieces.clear()
+        lead, self._lead = self._lead, b""
+        if plain := lead + (self._plain.feed(data) if data else b""):
             self._write(plain)
-
-    def on_body(self, data: bytes) -> None:
-        self._pieces.append(data)

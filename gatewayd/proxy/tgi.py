@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from httptools import HttpResponseParser
-
 from gatewayd.core.entrypoint import TgiFormat
 from gatewayd.core.events import EventReader
 from gatewayd.core.headers import ResponseHead, drop_prefixed
@@ -29,6 +27,7 @@ from gatewayd.core.tgi import (
     error_reply,
     read_chat,
 )
+from gatewayd.net.chunked import Unchunked
 from gatewayd.net.sink import BodyPath
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.hop import response_head
@@ -46,7 +45,6 @@ BUSY: Final = LocalReply(
     503, "overloaded", "Too many chat templates are running; try again shortly", retry_after_s=1
 )
 _ANSWER_MAX: Final = 64 * 1024 * 1024  # of one that is whole
-_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _STREAM_LINES: Final = [b"Content-Type: text/event-stream\r\n", b"Cache-Control: no-cache\r\n"]
 
 
@@ -88,7 +86,7 @@ async def adapt(
 class TgiForward(Forward):
     """`send` and `stream` are where its replica's answer goes."""
 
-    _plain: _Unchunked | None = None
+    _plain: Unchunked | None = None
     _events: EventReader | None = None  # None: the answer comes as one document
     _size = 0
     _written = 0
@@ -113,7 +111,7 @@ class TgiForward(Forward):
         if not self._responding:
             return path
         self._responding = False
-        self._plain = _Unchunked() if connection.head.chunked else None
+        self._plain = Unchunked() if connection.head.chunked else None
         if self._call.stream and connection.status == 200:
             self._events = EventReader()
         return b"", self
@@ -221,23 +219,6 @@ class TgiForward(Forward):
             self.response_failed(connection, Failure.BROKEN, "is no text generation")
         else:
             self._drop_attempt(connection, Failure.BROKEN)
-
-
-class _Unchunked:
-    """The body out of its chunks, whose framing the connection has found to be right."""
-
-    def __init__(self) -> None:
-        self._found: list[bytes] = []
-        self._parser = HttpResponseParser(self)
-        self._parser.feed_data(_CHUNKED_HEAD)
-
-    def feed(self, data: bytes) -> bytes:
-        self._parser.feed_data(data)
-        found, self._found = self._found, []
-        return b"".join(found)
-
-    def on_body(self, data: bytes) -> None:
-        self._found.append(data)
 
 
 def _nowhere(data: bytes) -> None:
