@@ -78,7 +78,9 @@ def _report(tree: Node, loc: Loc, place: Place, error: ErrorDetails, report: Rep
         case _, BadValueError():
             report(place, *_describe(place, cause))
         case "list_type", _:
-            hint = f"write [{place.node.text}]" if place.node.text else None
+            # A list of the file holds words or tables; a number in it would be wrong again.
+            is_word = isinstance(place.node.value, str) and place.node.text
+            hint = f"write [{place.node.text}]" if is_word else None
             hint = None if is_secret_path(place.path) else hint
             report(place, f"expected a list, found {_found(place)}", hint)
         case "dict_type", _:

@@ -152,7 +152,7 @@ RATE_LIMITS = [
 
 REPLICAS = [
     ("replicas: unix:/a", "replicas: expected a list, found `unix:/a`; write [unix:/a]"),
-    ("replicas: 2", "replicas: expected a list, found the number `2`; write [2]"),
+    ("replicas: 2", "replicas: expected a list, found the number `2`"),
     (
         "replicas: [/run/a.sock]",
         "replicas[0]: expected unix:/path or http://host:port, "
