@@ -12,7 +12,8 @@ prefill, for which the real host and port are put here. See docs/adr/0009-pd-thr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from gatewayd.bridge.halves import OTHER_FAILED, Halves, OtherHalfFailedError
@@ -20,7 +21,7 @@ from gatewayd.core.json_fields import FieldChanger, HeldTooLongError
 from gatewayd.core.model import PeerFields
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import BridgePort
-from gatewayd.proxy.payload import WholeBody
+from gatewayd.proxy.payload import BodyRefusedError, Payload, WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -95,7 +96,7 @@ def make_true(
         exchange.length = len(body)
         return None
     # Its length is known when the last byte has been looked at; that is not waited for.
-    exchange.payload = _PassingBody(exchange, changer)
+    exchange.payload = _PassingBody(payload, changer)
     exchange.length = -1
     return None
 
@@ -115,9 +116,8 @@ def _refusal(error: Exception) -> LocalReply:
 class _PassingBody:
     """The same of one that is still arriving. At most what the fields need is held."""
 
-    def __init__(self, exchange: Exchange, changer: FieldChanger) -> None:
-        self._exchange = exchange
-        self._payload = exchange.payload
+    def __init__(self, payload: Payload, changer: FieldChanger) -> None:
+        self._payload = payload
         self._changer = changer
         self._ended = False
 
@@ -126,26 +126,27 @@ class _PassingBody:
 
     def read_nowait(self) -> bytes:
         """All the rest of a body that has arrived."""
-        rest = self._changer.feed(self._payload.read_nowait())
-        return rest + self._end()
+        with _refusing():
+            rest = self._changer.feed(self._payload.read_nowait())
+            return rest + self._end()
 
     async def readany(self) -> bytes:
-        try:
-            while not self._ended:
-                data = await self._payload.readany()
+        while not self._ended:
+            data = await self._payload.readany()
+            with _refusing():
                 passed = self._changer.feed(data) if data else self._end()
-                if passed:
-                    return passed
-        except _REFUSED as error:
-            await self._refuse(_refusal(error))
+            if passed:
+                return passed
         return b""
 
     def _end(self) -> bytes:
         self._ended = True
         return self._changer.end()
 
-    async def _refuse(self, reply: LocalReply) -> None:
-        """The end of the exchange is the end of whoever reads here."""
-        if self._exchange.running is not None:
-            self._exchange.running.client_broke(reply)
-        await asyncio.get_running_loop().create_future()
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except _REFUSED as error:
+        raise BodyRefusedError(_refusal(error)) from error

@@ -23,11 +23,11 @@ from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.dechunked import Dechunked
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
+from gatewayd.proxy.payload import BodyRefusedError
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import (
     NO_REQUEST_BODY,
     ArrivedBody,
-    BodyTooLargeError,
     NoRequestBody,
     RequestBody,
 )
@@ -144,8 +144,8 @@ class Forward:
         to_router = self._course is not None and self._course.to_router
         try:
             body = self._body.whole()
-        except BodyTooLargeError:
-            self._answer(replies.BODY_TOO_LARGE)
+        except BodyRefusedError as refused:
+            self._answer(refused.reply)
             return
         is_last = not self._trusted_s
         connection.begin(

@@ -10,9 +10,20 @@ from typing import Final, Protocol
 
 from aiohttp.streams import StreamReader
 
+from gatewayd.core.reply import LocalReply
+
+
+class BodyRefusedError(Exception):
+    """It cannot be passed on to its end; `reply` says why."""
+
+    def __init__(self, reply: LocalReply) -> None:
+        super().__init__(reply.message)
+        self.reply = reply
+
 
 class Payload(Protocol):
-    """As much of aiohttp's StreamReader as is asked of a request's body."""
+    """As much of aiohttp's StreamReader as is asked of a request's body. Reading one that is
+    changed on its way may raise BodyRefusedError."""
 
     def is_eof(self) -> bool:
         """Whether all of it has arrived."""

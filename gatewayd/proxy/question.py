@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gatewayd.core import http2
-from gatewayd.core import reply as replies
 from gatewayd.core.steering import HELLO, finish, read_claim, token
 from gatewayd.net.link import Link
 from gatewayd.net.pool import ConnectFailedError
 from gatewayd.proxy.hop import question_head
-from gatewayd.proxy.upload import BodyTooLargeError, RequestBody
+from gatewayd.proxy.payload import BodyRefusedError
+from gatewayd.proxy.upload import RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
@@ -199,8 +199,8 @@ class Question:
     def _send(self, mux: Mux) -> None:
         try:
             body = self._body.plain()
-        except BodyTooLargeError:
-            self._body.refuse(replies.BODY_TOO_LARGE)
+        except BodyRefusedError as refused:
+            self._body.refuse(refused.reply)
             return
         if body is not None and len(body) > self._served.steer_body_limit:
             self._fail(Outcome.BODY_LIMIT)
@@ -229,9 +229,9 @@ class Question:
                     return
                 stream.write(data)
                 await stream.drained()
-        except BodyTooLargeError:
+        except BodyRefusedError as refused:
             self._task = None
-            body.refuse(replies.BODY_TOO_LARGE)
+            body.refuse(refused.reply)
             return
         stream.write(b"", last=True)
         self._task = None

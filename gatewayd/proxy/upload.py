@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
-from gatewayd.proxy.payload import unchanged
+from gatewayd.proxy.payload import BodyRefusedError, unchanged
 
 if TYPE_CHECKING:
     from gatewayd.net.splice import Splice
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 _REPLAY_SIZE: Final = 1024 * 1024  # of a body kept so that it can be sent once more
 _SPLICE_SIZE: Final = 1024 * 1024  # of what is still to come, to be worth the preparations
-
-
-class BodyTooLargeError(Exception):
-    """A body without Content-Length turned out to be larger than the service accepts."""
 
 
 class RequestBody:
@@ -59,7 +55,7 @@ class RequestBody:
     def plain(self) -> bytes | None:
         """The body without its framing when all of it is here (b"" without one), else None.
 
-        Raises BodyTooLargeError.
+        Raises BodyRefusedError.
         """
         exchange = self._exchange
         if not exchange.length:
@@ -71,7 +67,7 @@ class RequestBody:
             rest = payload.read_nowait()
             exchange.bytes_in += len(rest)
             if exchange.bytes_in > self._max_size:
-                raise BodyTooLargeError
+                raise BodyRefusedError(replies.BODY_TOO_LARGE)
             self._whole = b"".join((*self.kept, rest)) if self.kept else rest
             self.kept = []
         return self._whole
@@ -95,12 +91,12 @@ class RequestBody:
         return b"" if self._exchange.length > 0 else b"0\r\n\r\n"
 
     async def read(self) -> bytes:
-        """The next piece as the client sent it, b"" at the end. Raises BodyTooLargeError."""
+        """The next piece as the client sent it, b"" at the end. Raises BodyRefusedError."""
         exchange = self._exchange
         data = await exchange.payload.readany()
         exchange.bytes_in += len(data)
         if exchange.bytes_in > self._max_size:
-            raise BodyTooLargeError
+            raise BodyRefusedError(replies.BODY_TOO_LARGE)
         if self._keeping:
             self.kept.append(data)
             self.kept_size += len(data)
@@ -154,9 +150,9 @@ class RequestBody:
                     if await self._begin_splice(connection):
                         self._task = None
                         return
-        except BodyTooLargeError:
+        except BodyRefusedError as refused:
             self._task = None
-            self._refused(replies.BODY_TOO_LARGE)
+            self._refused(refused.reply)
             return
         if self.trailer:
             connection.write(self.trailer)

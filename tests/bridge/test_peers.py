@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from waiting import until
 
 from gatewayd.core.json_fields import HOLD_MAX
 from gatewayd.core.model import PeerFields, ReplicaRole
+from gatewayd.net.pool import Pool
+from gatewayd.net.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from conftest import Bridge
@@ -109,6 +112,29 @@ async def test_a_place_that_nobody_is_at_is_refused(
     answer = await client.message()
     assert answer.status == 503
     assert b"has left" in answer.body
+    assert bridge.load(bridge.replicas["d"]) == 0
+
+
+async def test_and_when_the_rest_of_it_comes_while_a_connection_is_made(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, go = Pool.connect, asyncio.Event()
+
+    async def slowly(pool: Pool, timeout_s: float | None) -> UpstreamConnection:
+        await go.wait()
+        return await connect(pool, timeout_s)
+
+    monkeypatch.setattr(Pool, "connect", slowly)
+    _, decode = await apart(bridge)
+    client = await bridge.client(decode)
+    request = post(body(1, text="x" * 1000), "/v1/x", host=HOST)
+    await client.send(request[:500])
+    await until(lambda: bridge.load(bridge.replicas["d"]) == 1)
+    await client.send(request[500:])
+    (forward,) = bridge.plane.active
+    await until(forward._exchange.payload.is_eof)
+    go.set()
+    assert (await client.message()).status == 503
     assert bridge.load(bridge.replicas["d"]) == 0
 
 
