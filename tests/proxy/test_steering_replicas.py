@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from conversation import post, reply
+from conversation import Replica, post, reply
 from steered import BODY, GONE_S, PATH, Steered
 from waiting import until
 
@@ -137,14 +137,19 @@ async def test_the_router_dies_between_the_two_questions(steered: Steered) -> No
     assert not steered.load
 
 
-async def test_a_replica_that_breaks_after_it_has_begun_is_not_repeated(steered: Steered) -> None:
-    first, second = await steered.start(2)
+async def broken_by(replica: Replica, steered: Steered) -> None:
+    """A request that this replica takes and closes."""
     wire = await steered.client(post(BODY, PATH))
-    asked = await steered.chosen(first)
-    upstream, _ = await first.request()
+    asked = await steered.chosen(replica)
+    upstream, _ = await replica.request()
     upstream.close()
     assert (await wire.message()).status == 502
     await steered.finished(asked)
+
+
+async def test_a_replica_that_breaks_after_it_has_begun_is_not_repeated(steered: Steered) -> None:
+    first, second = await steered.start(2)
+    await broken_by(first, steered)
     assert second.untouched
     await steered.ended(steered=1)
 
@@ -163,12 +168,7 @@ async def test_one_that_fails_is_left_out_although_the_router_goes_on_choosing_i
 ) -> None:
     first, second = await steered.start(2)
     second.answers = reply(b"from the second")
-    wire = await steered.client(post(BODY, PATH))
-    asked = await steered.chosen(first)
-    upstream, _ = await first.request()
-    upstream.close()
-    assert (await wire.message()).status == 502
-    await steered.finished(asked)
+    await broken_by(first, steered)
     for _ in range(2):
         wire = await steered.client(post(BODY, PATH))
         asked = await steered.chosen(first)
