@@ -211,6 +211,28 @@ async def test_who_leaves_in_a_turn_hears_no_more_in_it(lane: Lane, connect: Con
     assert client.other.recv(1000) == A
 
 
+async def test_one_that_fails_costs_the_others_of_its_turn_nothing(
+    lane: Lane, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their events are not told again."""
+    client = await connect()
+    broken, sound = [await connect() for _ in range(3)], [await connect() for _ in range(3)]
+
+    def seal(data: bytes) -> bytes:
+        raise ValueError("broken")
+
+    for flow in broken:
+        flow.join_lane(lane, (client.fd, client.transport.write, seal))
+    for flow in sound:
+        flow.join_lane(lane, (client.fd, client.transport.write, None))
+    for flow in (broken[0], sound[0], broken[1], sound[1], sound[2], broken[2]):
+        flow.other.send(A)
+    await until(lambda: all(flow.lost for flow in broken))
+    assert client.other.recv(1000) == A * 3
+    assert all(flow.in_lane for flow in sound)
+    assert caplog.text.count("ValueError: broken") == 3
+
+
 async def test_what_is_sealed_goes_out_as_it_was_made(stream: Stream) -> None:
     stream.seal = bytes.upper
     stream.join()
