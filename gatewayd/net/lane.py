@@ -83,51 +83,48 @@ class Lane:
         self._flows.clear()
 
     def _ready(self) -> None:
+        flows, read, write = self._flows, os.read, os.write
         assert self._epoll is not None
         for fd, events in self._epoll.poll(0, _EVENTS):
-            flow = self._flows.get(fd)
+            flow = flows.get(fd)
             if flow is None:
                 continue  # it left in this turn
             try:
-                if events == _MORE:
-                    _pass(fd, flow)
-                else:
+                if events != _MORE:
                     flow.leave_lane()  # the transport reads what there is, and the end
+                    continue
+                try:
+                    data = read(fd, _READ_SIZE)
+                except BlockingIOError:
+                    continue  # it came while the last was being read, and was read with it
+                except OSError:
+                    flow.leave_lane()
+                    continue
+                size = len(data)
+                if not (data.startswith(SIZE_LINES[size]) and data.endswith(b"\r\n")) and (
+                    not 0 < size < _READ_SIZE or walk_chunks(data, 0)
+                ):
+                    # The kernel tells but once that there is something to read. Where a read may
+                    # not have taken all of it, or not just whole chunks, the transport goes on.
+                    flow.leave_lane()
+                    if data:
+                        flow.data_received(data)
+                    continue
+                flow.received += size
+                if (seal := flow.lane_seal) is not None:
+                    data = seal(data)
+                    size = len(data)
+                try:
+                    sent = write(flow.lane_to, data)
+                except OSError:
+                    sent = 0  # the client's transport meets the same, and tells
+                if sent < size:
+                    flow.leave_lane()
+                    flow.pass_on(data[sent:])
             except Exception:
                 # As a transport does; and the others' events are told but once.
                 _log.exception("%r met what it did not expect, and is cut", flow)
                 flow.transport.abort()
-
-
-def _pass(fd: int, flow: LaneFlow) -> None:
-    try:
-        data = os.read(fd, _READ_SIZE)
-    except BlockingIOError:
-        return  # it came while the last was being read, and was read with it
-    except OSError:
-        flow.leave_lane()
-        return
-    size = len(data)
-    if not (data.startswith(SIZE_LINES[size]) and data.endswith(b"\r\n")) and (
-        not 0 < size < _READ_SIZE or walk_chunks(data, 0)
-    ):
-        # The kernel tells but once that there is something to read. Where a read may not have
-        # taken all of it, or not just whole chunks, the transport goes on.
-        flow.leave_lane()
-        if data:
-            flow.data_received(data)
-        return
-    flow.received += size
-    if (seal := flow.lane_seal) is not None:
-        data = seal(data)
-        size = len(data)
-    try:
-        sent = os.write(flow.lane_to, data)
-    except OSError:
-        sent = 0  # the client's transport meets the same, and tells
-    if sent < size:
-        flow.leave_lane()
-        flow.pass_on(data[sent:])
 
 
 class LaneFlow(Flow):
