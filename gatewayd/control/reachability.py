@@ -99,7 +99,8 @@ async def probe(address: Address) -> str | None:
                 )
     except TimeoutError:
         return f"{address} does not accept a connection within {_PROBE_TIMEOUT_S:g} s"
-    except OSError as error:
-        return f"{address} does not accept connections: {error.strerror or error}"
+    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
+        why = getattr(error, "strerror", None) or error
+        return f"{address} does not accept connections: {why}"
     transport.abort()
     return None

@@ -130,8 +130,8 @@ class Pool:
                     connection = await self._connect_tcp(address)
         except TimeoutError:
             raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
-        except OSError as error:
-            detail = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
+            detail = getattr(error, "strerror", None) or str(error)
             raise ConnectFailedError(Failure.CONNECT, detail) from None
         if connection.transport.is_closing():
             # Nothing was sent, and nobody would be told again that the connection is gone.

@@ -38,6 +38,10 @@ class Running(Protocol):
 
     def client_resumed(self) -> None: ...
 
+    def failed(self) -> None:
+        """Part of it met what it did not expect, and what that was to do will not be done."""
+        ...
+
 
 class Exchange:
     """`closed_by` says who ended it first: `-` nobody (it ended whole), `client`, `upstream`,
@@ -100,6 +104,15 @@ class Exchange:
             self.expects_continue = False
             if self.connection.transport is not None:
                 self.connection.stream()(_CONTINUE)
+
+    def failed(self) -> None:
+        """A task that worked for it met what it did not expect."""
+        if self.connection.exchange is not self:
+            return  # it is over
+        if self.running is not None:
+            self.running.failed()
+        else:
+            self.answer(replies.INTERNAL)
 
     def answer(self, reply: LocalReply) -> None:
         """Send an answer of our own and end the exchange. Nothing may have been sent before."""

@@ -77,7 +77,7 @@ class Forward:
         if exchange.known is not None and exchange.length:
             self._body = ArrivedBody(exchange)
         elif exchange.length or served.router is not None:
-            self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse_upload)
+            self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse)
         exchange.running = self
 
     def __repr__(self) -> str:
@@ -117,7 +117,7 @@ class Forward:
             trusted_s = 0.0
         connection = pool.take(plane.loop.time() - trusted_s) if trusted_s else None
         if connection is None:
-            self._connecting = plane.spawn(self._connect(pool))
+            self._connecting = plane.spawn(self._connect(pool), exchange)
         else:
             self._send(connection)
 
@@ -161,10 +161,10 @@ class Forward:
             # A router's refusal can still be repaired by sending the body past it.
             self._body.send(connection, keep=to_router)
 
-    def _refuse_upload(self, reply: LocalReply) -> None:
-        """The body is too large or does not arrive: the exchange ends here."""
+    def _refuse(self, reply: LocalReply) -> None:
+        """The body is too large or does not arrive, or we have failed: the exchange ends here."""
         self._exchange.closed_by = "gateway"
-        if self._responding:
+        if self._responding or self._over:
             self._cut("gateway")
         else:
             self._answer(reply)
@@ -260,7 +260,7 @@ class Forward:
         self._leave()
         if reply.rejection:
             self._served.meter.rejected(reply.rejection)
-        if reply.status >= 500:
+        if reply.status >= 500 and reply is not replies.INTERNAL:
             exchange.closed_by = "upstream"
         if self._served.from_bridge:
             fields = (
@@ -303,6 +303,10 @@ class Forward:
         if self._endpoint is not None:
             self._plane.loads.done(self._endpoint.index)
             self._endpoint = None
+
+    def failed(self) -> None:
+        if self._exchange.running is self:
+            self._refuse(replies.INTERNAL)
 
     # --- the client's side
 
@@ -352,7 +356,7 @@ class Forward:
             )
         late = deadlines.check(now, connection, self._exchange)
         if late is Late.BODY:
-            self._refuse_upload(replies.BODY_TIMEOUT)
+            self._refuse(replies.BODY_TIMEOUT)
         elif late is not None:
             self._time_out(late)
         else:

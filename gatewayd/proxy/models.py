@@ -11,7 +11,6 @@ counts are the service's own, and the body's bytes go on as they came.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.handler import Edge
 
-_log = logging.getLogger("gatewayd.proxy")
 _CORS: Final = Cors()
 # Of bodies whose model is not known yet, in one worker: clients may send the model last.
 HELD_MAX: Final = 512 * 1024 * 1024
@@ -125,17 +123,12 @@ class ModelCall(Waiting):
         self._wait(self._run())
 
     async def _run(self) -> None:
-        exchange = self._exchange
         try:
             await self._go_on()
         except RefusedError as error:
             self._answer(error.reply)
         except BadHead as error:
             self._answer(replies.bad_request(str(error)))
-        except Exception:
-            _log.exception("a request to the model endpoint failed")
-            if exchange.running is self:
-                self._answer(replies.INTERNAL)
 
     async def _go_on(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
@@ -284,6 +277,9 @@ class ModelCall(Waiting):
         self.client_gone()
         self._exchange.close = True
         self._answer(reply)
+
+    def failed(self) -> None:
+        self._answer(replies.INTERNAL)
 
 
 def _cors_fields() -> tuple[tuple[bytes, bytes], ...]:

@@ -23,6 +23,7 @@ from gatewayd.net.splice import Splices
 from gatewayd.proxy.question import Asker
 
 if TYPE_CHECKING:
+    from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.forward import Forward
     from gatewayd.proxy.server import EdgeServer
 
@@ -56,7 +57,7 @@ class Plane:
         self.on_news: Callable[[], None] = _nothing  # control is to hear of it at once
         self._pools: dict[Address, Pool] = {}
         self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Exchange | None] = {}
         self.date, self.date_line = _dates()  # made once a second
         self._sweeper: asyncio.Task[None] | None = None
         self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
@@ -108,17 +109,22 @@ class Plane:
         self.sighted.add(name)
         self.on_news()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run part of an exchange; the plane owns the task and logs what it did not expect."""
+    def spawn(
+        self, work: Coroutine[Any, Any, None], exchange: Exchange | None = None
+    ) -> asyncio.Task[None]:
+        """The plane owns the task. What it did not expect is logged and ends the exchange, if that
+        would wait for it in vain."""
         task = self.loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = exchange
         task.add_done_callback(self._reap)
         return task
 
     def _reap(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        exchange = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a task of an exchange failed", exc_info=error)
+            if exchange is not None:
+                exchange.failed()
 
     def start(self, report: Callable[[], None] | None = None) -> None:
         """`report` is called in each slow round, once a second, so that an idle process wakes for
@@ -162,7 +168,7 @@ class Plane:
             try:
                 for forward in list(self.active):
                     if forward.sweep_at <= now:
-                        forward.sweep(now)
+                        self._sweep_one(forward, now)
                 if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
                     slow_at = now
                     self.date, self.date_line = _dates()
@@ -176,6 +182,13 @@ class Plane:
                         mux_pool.close_idle(now - MUX_IDLE_S)
             except Exception:
                 _log.exception("the sweeper met what it did not expect; it goes on")
+
+    def _sweep_one(self, forward: Forward, now: float) -> None:
+        try:
+            forward.sweep(now)
+        except Exception:  # else those behind it would have no deadlines
+            _log.exception("the deadlines of an exchange could not be looked at")
+            forward.failed()
 
 
 def _dates() -> tuple[bytes, bytes]:

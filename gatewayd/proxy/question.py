@@ -211,7 +211,7 @@ class Question:
             return
         stream = self._stream = mux.post(self, head, body)
         if body is None:
-            self._task = self._plane.spawn(self._send_body(stream))
+            self._task = self._plane.spawn(self._send_body(stream), self._exchange)
 
     async def _send_body(self, stream: Stream) -> None:
         """The router needs the whole request to decide. What is passed on to it is kept for the

@@ -85,7 +85,7 @@ class Steering:
             self._alone(Outcome.REPLICA_REFUSED)
             return
         self._avoid = refused
-        self._waiting = self._plane.spawn(self._ask_after_removal())
+        self._waiting = self._plane.spawn(self._ask_after_removal(), self._exchange)
 
     async def _ask_after_removal(self) -> None:
         await self._plane.changed(_REMOVAL_S)

@@ -104,7 +104,7 @@ class RequestBody:
 
     def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
         """Relay a body that is still arriving. `keep` what is sent while that is small."""
-        self._task = self._plane.spawn(self._relay(connection, keep=keep))
+        self._task = self._plane.spawn(self._relay(connection, keep=keep), self._exchange)
 
     def stop(self) -> None:
         if self._task is not None:
@@ -216,54 +216,6 @@ class RequestBody:
         self._whole = None
         self.kept = []
         self.kept_size = 0
-
-
-class ArrivedBody(RequestBody):
-    """A body that came in one piece with its head, and so with its length."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._whole = exchange.payload.read_nowait()
-        self.kept = []
-        exchange.bytes_in += exchange.length
-
-    def plain(self) -> bytes | None:
-        return self._whole
-
-    def whole(self) -> bytes | None:
-        return self._whole
-
-    def forget(self) -> None:
-        self._keeping = False
-        self._whole = None
-
-    def close(self) -> None: ...
-
-
-class NoRequestBody:
-    """Of the requests that have none, which are as good as sent."""
-
-    repeatable = True
-    kept: Final[tuple[bytes, ...]] = ()
-    kept_size = 0
-
-    def plain(self) -> bytes:
-        return b""
-
-    def whole(self) -> bytes:
-        return b""
-
-    def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
-        raise AssertionError("there is nothing to wait for")
-
-    def forget(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-NO_REQUEST_BODY: Final = NoRequestBody()
 
 
 def _nobody(reply: LocalReply) -> None:

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from gatewayd.core import reply as replies
+
 if TYPE_CHECKING:
     from gatewayd.core.reply import LocalReply
     from gatewayd.proxy.exchange import Exchange
@@ -27,7 +29,7 @@ class Waiting:
 
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
         self._exchange.running = self
-        self._task = self._plane.spawn(work)
+        self._task = self._plane.spawn(work, self._exchange)
 
     def client_gone(self) -> None:
         self._exchange.status = 499
@@ -40,6 +42,10 @@ class Waiting:
         self.client_gone()
         self._exchange.running = None
         self._exchange.answer(reply)
+
+    def failed(self) -> None:
+        self._exchange.running = None
+        self._exchange.answer(replies.INTERNAL)
 
     def client_paused(self) -> None:
         """Nothing is being sent yet."""

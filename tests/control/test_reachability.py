@@ -99,6 +99,7 @@ async def test_probing(home: Path) -> None:
         port = server.getsockname()[1]
         assert await probe(TcpAddress("127.0.0.1", port)) is None
     assert "does not accept" in str(await probe(TcpAddress("127.0.0.1", port)))
+    assert "does not accept" in str(await probe(TcpAddress("a..b", 80)))
     await asyncio.sleep(0)
 
 

@@ -96,3 +96,12 @@ async def test_a_client_that_leaves_is_heard_over_tcp(gateway: Gateway, replica:
     wire, _ = await replica.request()
     client.close()
     assert await wire.gone() == b""
+
+
+async def test_a_name_that_cannot_be_one_is_502(gateway: Gateway) -> None:
+    """No question to DNS is made of it; a request hung for it."""
+    await gateway.serve()
+    gateway.change(replicas=(Registered("chat-a", TcpAddress("a" * 64 + ".example", 80)),))
+    client = await gateway.client()
+    assert (await client.ask(post(b"x"))).status == 502
+    assert gateway.totals().upstream_errors[("chat-a", "connect")] == 2
