@@ -9,7 +9,7 @@ All values are immutable; durations are seconds, sizes are bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from gatewayd.core.certificate import FileCertificate
 from gatewayd.core.entrypoint import OPENAI, ModelFormat
@@ -22,14 +22,18 @@ Role = Literal["prefill", "decode", "regular"]
 Origin = Literal["file", "api"]
 
 
-class UnixAddress(NamedTuple):
+@by_fields
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
     path: str
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
 
 
-class TcpAddress(NamedTuple):
+@by_fields
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
     host: str
     port: int
 
@@ -38,7 +42,7 @@ class TcpAddress(NamedTuple):
         return f"{host}:{self.port}"
 
 
-Address = UnixAddress | TcpAddress  # tuples: each request looks its pool up by one
+Address = UnixAddress | TcpAddress
 
 
 @by_fields

@@ -34,6 +34,28 @@ class Payload(Protocol):
     async def readany(self) -> bytes: ...
 
 
+class WholeBody:
+    """A body that has arrived."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def readany(self) -> bytes:
+        return self.read_nowait()
+
+
+NO_BODY: Final = WholeBody(b"")
+
+
 class BegunBody:
     """A body that somebody has begun to read: what was read comes first again."""
 

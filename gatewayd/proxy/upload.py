@@ -218,5 +218,53 @@ class RequestBody:
         self.kept_size = 0
 
 
+class ArrivedBody(RequestBody):
+    """A body that came in one piece with its head, and so with its length."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._whole = exchange.payload.read_nowait()
+        self.kept = []
+        exchange.bytes_in += exchange.length
+
+    def plain(self) -> bytes | None:
+        return self._whole
+
+    def whole(self) -> bytes | None:
+        return self._whole
+
+    def forget(self) -> None:
+        self._keeping = False
+        self._whole = None
+
+    def close(self) -> None: ...
+
+
+class NoRequestBody:
+    """Of the requests that have none, which are as good as sent."""
+
+    repeatable = True
+    kept: Final[tuple[bytes, ...]] = ()
+    kept_size = 0
+
+    def plain(self) -> bytes:
+        return b""
+
+    def whole(self) -> bytes:
+        return b""
+
+    def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
+        raise AssertionError("there is nothing to wait for")
+
+    def forget(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+NO_REQUEST_BODY: Final = NoRequestBody()
+
+
 def _nobody(reply: LocalReply) -> None:
     """The exchange is over."""
