@@ -1,11 +1,13 @@
 """Loopback ports for child processes that cannot be handed a bound socket.
 
-Owns: choosing ports that can be bound now. Does not own: the race until the child binds them; it
-exits then, and is started again on another.
+Owns: choosing ports that can be bound now, and that no other gateway of this machine has chosen for
+a child of its own. Does not own: the race with everybody else until the child binds them; it exits
+then, and is started again on another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import socket
@@ -22,20 +24,45 @@ class PortPool:
         self._last = last
         self._also = also
         self._next = first
-        self._taken: set[int] = set()
+        self._taken: dict[int, contextlib.ExitStack] = {}  # with what keeps others from it
 
     def take(self) -> int:
         """Raises OSError when there is none."""
         after, before = range(self._next, self._last + 1), range(self._first, self._next)
         for port in itertools.chain(after, before):
-            if port not in self._taken and free(port) and free(port + self._also):
+            if port not in self._taken and (claims := self._claim(port)) is not None:
                 self._next = port + 1
-                self._taken.add(port)
+                self._taken[port] = claims
                 return port
         raise OSError(errno.EADDRINUSE, f"no free port in {self._first}-{self._last}")
 
     def release(self, port: int) -> None:
-        self._taken.discard(port)
+        if (claims := self._taken.pop(port, None)) is not None:
+            claims.close()
+
+    def _claim(self, first: int) -> contextlib.ExitStack | None:
+        with contextlib.ExitStack() as claims:
+            for port in {first, first + self._also}:
+                try:
+                    claims.enter_context(_claimed(port))
+                except OSError:
+                    return None
+                if not free(port):
+                    return None
+            return claims.pop_all()
+
+
+def _claimed(port: int) -> socket.socket:
+    """What no other gateway gets as long as this is open: two that start at one moment would both
+    find a port free, and their children meet there. A name of the kernel's, gone with its owner,
+    among just those who share the loopback interface. Raises OSError if somebody has it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.bind(f"\0gatewayd port {port}")
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def free(port: int) -> bool:

@@ -38,6 +38,20 @@ def test_the_port_above_must_be_free_too() -> None:
             PortPool(port - 1, port - 1, also=1).take()
 
 
+def test_gateways_that_choose_at_one_moment_choose_different_ports() -> None:
+    """Nobody listens yet on what they chose; each of their children listens on two ports."""
+    first = adjacent()
+    one, other = PortPool(first, first + 3, also=2), PortPool(first, first + 3, also=2)
+    assert one.take() == first
+    assert other.take() == first + 1
+    with pytest.raises(OSError, match="no free port"):
+        other.take()  # those above are the second ports of these
+    one.release(first)
+    assert other.take() == first + 2
+    other.release(first + 1)
+    other.release(first + 2)
+
+
 def test_ports_rotate_and_come_back_when_released() -> None:
     first = adjacent()
     pool = PortPool(first, first + 2)
@@ -50,6 +64,8 @@ def test_ports_rotate_and_come_back_when_released() -> None:
     pool.release(first + 2)
     # Not the one used last, nor the lowest: what made a start fail may sit on either.
     assert pool.take() == first + 2
+    pool.release(first + 1)
+    pool.release(first + 2)
 
 
 def test_no_port_beyond_the_last() -> None:
