@@ -24,6 +24,7 @@ class Failure(Enum):
     TIMEOUT_CONNECT = "connect_timeout"
     CLOSED = "closed"  # by the peer, before the first byte of an answer
     BROKEN = "broken"  # an answer that is none: bad head or framing
+    TIMEOUT_SEND = "send_timeout"  # it took no byte of the request's body
     TIMEOUT_FIRST_BYTE = "first_byte_timeout"
     TIMEOUT_IDLE = "idle_timeout"  # in the middle of an answer
     TIMEOUT_TOTAL = "total_timeout"
@@ -65,6 +66,7 @@ NO_REPLICA: Final = Fail(503, "no_ready_replica")
 _TIMEOUTS: Final = frozenset(
     (
         Failure.TIMEOUT_CONNECT,
+        Failure.TIMEOUT_SEND,
         Failure.TIMEOUT_FIRST_BYTE,
         Failure.TIMEOUT_IDLE,
         Failure.TIMEOUT_TOTAL,

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from gatewayd.net.in_kernel import unsent
+
 
 class Flow(asyncio.Protocol):
     """`writing_paused`: the peer is slow. `reading_paused`: we are."""
@@ -40,6 +42,14 @@ class Flow(asyncio.Protocol):
             await self.drained()
         finally:
             self.transport.set_write_buffer_limits()
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that were written and that the peer has not taken, in the kernel too."""
+        transport = self.transport
+        if transport.is_closing():
+            return 0
+        return transport.get_write_buffer_size() + unsent(transport)
 
     def pause_reading(self) -> None:
         if not self.reading_paused and not self.closed:

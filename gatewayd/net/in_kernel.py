@@ -1,6 +1,6 @@
 """What lies in the kernel between us and a peer.
 
-Owns: asking the kernel. Does not own: what follows (proxy.connection).
+Owns: asking the kernel. Does not own: what follows (flow, proxy.connection).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ class Late(enum.Enum):
     """The value is the failure's kind in the metrics; BODY is the client's own lateness."""
 
     BODY = "body"
+    SEND = Failure.TIMEOUT_SEND.kind
     FIRST_BYTE = Failure.TIMEOUT_FIRST_BYTE.kind
     IDLE = Failure.TIMEOUT_IDLE.kind
     TOTAL = Failure.TIMEOUT_TOTAL.kind
@@ -34,7 +35,8 @@ class Deadlines:
     """Progress is read from counters that move anyway, so a byte costs no clock reading.
 
     Until the first body byte `first_byte` counts, headers or not: engines send their head at
-    once and prefill for minutes. A client that does not read stops the replica's clock.
+    once and prefill for minutes. A body may pause for as long on either side: a client that sends
+    none, a replica that takes none. A client that does not read stops the replica's clock.
 
     `rest_s` is how long nobody needs to look: thousands of streams are not to be walked over ten
     times a second for bounds of minutes.
@@ -69,6 +71,9 @@ class Deadlines:
         if timeouts.total is not None and now - self._started_at > timeouts.total:
             return Late.TOTAL
         progress = connection.received + exchange.bytes_in
+        stuck = connection.writing_paused and not connection.request_done
+        if stuck:
+            progress -= connection.untaken
         if progress != self._progress or connection is not self._connection:
             # Counted from when it was seen: at most one sweep late, never early.
             self._connection = connection
@@ -78,9 +83,10 @@ class Deadlines:
             self._progress_at = now
             return None
         waited = now - self._progress_at
-        if not connection.request_done and not connection.writing_paused:
+        if not connection.request_done and not stuck:
             return Late.BODY if waited > self._body_idle_s else None
         if connection.received:
             return Late.IDLE if timeouts.idle is not None and waited > timeouts.idle else None
-        bound = timeouts.first_byte
-        return Late.FIRST_BYTE if bound is not None and waited > bound else None
+        if timeouts.first_byte is not None and waited > timeouts.first_byte:
+            return Late.FIRST_BYTE
+        return Late.SEND if stuck and waited > self._body_idle_s else None

@@ -117,6 +117,40 @@ async def test_the_total_bound_holds_whatever_flows(gateway: Gateway) -> None:
     assert gateway.totals().upstream_errors == {("chat-a", "total_timeout"): 1}
 
 
+@pytest.mark.parametrize("size", [900_000, 20_000_000])
+async def test_a_replica_that_stops_taking_the_body_is_late_as_a_client_would_be(
+    gateway: Gateway, size: int
+) -> None:
+    """The larger one is passed on by the kernel."""
+    replica = await gateway.serve(timeouts=Timeouts(first_byte=None))
+    gateway.limit(body_idle_timeout=0.2)
+    client = await gateway.client()
+    client.writer.write(post(b"x" * size))
+    wire = await replica.accept()
+    await wire.upto(b"\r\n\r\n")
+    assert (await client.message()).status == 504
+    assert gateway.totals().upstream_errors == {("chat-a", "send_timeout"): 1}
+
+
+@pytest.mark.parametrize("size", [900_000, 20_000_000])
+async def test_a_replica_that_takes_the_body_slowly_is_not_late(
+    gateway: Gateway, size: int
+) -> None:
+    """Less at a time than what wakes whoever waits to write."""
+    replica = await gateway.serve(timeouts=Timeouts(first_byte=None))
+    gateway.limit(body_idle_timeout=1.5)
+    client = await gateway.client()
+    client.writer.write(post(b"x" * size))
+    wire = await replica.accept()
+    await wire.upto(b"\r\n\r\n")
+    for _ in range(20):
+        await wire.exactly(20_000)
+        await asyncio.sleep(0.1)
+    await wire.exactly(size - 400_000)
+    await wire.send(reply(b"at last"))
+    assert (await client.message()).body == b"at last"
+
+
 async def test_a_replica_that_takes_no_byte_of_the_body_meets_the_first_byte_bound(
     gateway: Gateway,
 ) -> None:

@@ -7,13 +7,13 @@ import random
 
 import pytest
 from certificates import Authority
-from conversation import Replica, Wire, get, post, reply
+from conversation import Cut, Replica, Wire, get, post, reply
 from endpoint import chat, open_endpoint
 from harness import Gateway
 from waiting import until
 
 from gatewayd.core.model import Replica as Registered
-from gatewayd.core.model import TcpAddress, Timeouts
+from gatewayd.core.model import TcpAddress
 from gatewayd.net.splice import Splice
 
 MIB = 1 << 20
@@ -173,11 +173,13 @@ async def test_a_body_that_stops_is_408(gateway: Gateway) -> None:
 
 async def test_a_replica_that_does_not_take_it_is_late_itself(gateway: Gateway) -> None:
     gateway.limit(body_idle_timeout=0.1)
-    replica = await gateway.serve(timeouts=Timeouts(first_byte=0.4))
-    client, _, _ = await begun(gateway, replica)
+    replica = await gateway.serve()
+    client, wire, _ = await begun(gateway, replica)
     client.writer.write(BODY[1000:])
     assert (await client.message()).status == 504
-    assert gateway.totals().upstream_errors == {("chat-a", "first_byte_timeout"): 1}
+    assert gateway.totals().upstream_errors == {("chat-a", "send_timeout"): 1}
+    with pytest.raises(Cut):
+        await wire.exactly(SIZE - 1000)
 
 
 @pytest.mark.parametrize("how", ["close", "half_close", "reset"])
