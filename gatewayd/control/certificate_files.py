@@ -73,6 +73,7 @@ class CertificateFiles:
         self._files: dict[FileSource, list[FileCertificate]] = {}
         self._missing: set[FileCertificate] = set()  # at the last look, of those there were
         self._watched: dict[FileCertificate, WatchedFiles] = {}
+        self.unreadable: dict[str, str] = {}  # folders, with why
 
     def __repr__(self) -> str:
         return f"<CertificateFiles {len(self._watched)} pairs>"
@@ -85,8 +86,9 @@ class CertificateFiles:
     def look(self, now: float, *, settled: bool = True) -> bool:
         """Whether there is anything new to serve."""
         gone: set[FileCertificate] = set()
+        unreadable: dict[str, str] = {}
         for source, known in self._files.items():
-            found = _files(source)
+            found = _files(source, unreadable)
             lost = [files for files in known if found is not None and files not in found]
             gone.update(lost)
             # Certbot takes a link away before it makes the new one, and what is on another disk
@@ -94,6 +96,7 @@ class CertificateFiles:
             kept = [files for files in lost if settled and files not in self._missing]
             self._files[source] = known if found is None else sorted({*found, *kept}, key=_path)
         self._missing = gone
+        self._tell_folders(unreadable)
         wanted = [files for each in self._files.values() for files in each]
         before = list(self._watched)
         self._watched = {files: self._watched.get(files) or WatchedFiles(files) for files in wanted}
@@ -102,6 +105,15 @@ class CertificateFiles:
             for watched in self._watched.values()
         ]
         return any(changes) or before != list(self._watched)
+
+    def _tell_folders(self, unreadable: dict[str, str]) -> None:
+        """Once: what was read from them stays, and nothing else would show until it ends."""
+        before = self.unreadable
+        for path in unreadable.keys() - before.keys():
+            _log.warning("certificates: %s; those there were stay", unreadable[path])
+        for path in before.keys() - unreadable.keys():
+            _log.warning("certificates: %s is followed again", path)
+        self.unreadable = unreadable
 
     def of(self, source: FileSource) -> list[WatchedFiles]:
         return [w for files in self._files.get(source, ()) if (w := self._watched.get(files))]
@@ -128,7 +140,7 @@ def _check_folder(folder: LiveFolder) -> CertificateFacts:
         text = f"{folder.path} cannot be read: {error.strerror}"
         return CertificateFacts(frozenset(), (("dir", text),))
     names: set[str] = set()
-    for files in _files(folder) or ():
+    for files in _files(folder, {}) or ():
         try:
             names.update(read_files(files).names)
         except CertificateFileError:
@@ -136,20 +148,32 @@ def _check_folder(folder: LiveFolder) -> CertificateFacts:
     return CertificateFacts(frozenset(names))
 
 
-def _files(source: FileSource) -> list[FileCertificate] | None:
-    """None when the folder cannot be read: it was there when the file was loaded, and what was read
-    from it stays good."""
+def _files(source: FileSource, unreadable: dict[str, str]) -> list[FileCertificate] | None:
+    """None when the folder cannot be read, which is noted in `unreadable`: it was there when the
+    file was loaded, and what was read from it stays good."""
     if isinstance(source, FileCertificate):
         return [source]
     try:
         found = sorted(entry.path for entry in os.scandir(source.path) if entry.is_dir())
-    except OSError:
+    except OSError as error:
+        unreadable[source.path] = f"{source.path} cannot be read: {error.strerror}"
         return None
     return [
         FileCertificate(os.path.join(path, _FULL), os.path.join(path, _KEY))
         for path in found
-        if os.path.exists(os.path.join(path, _FULL))
+        if _is_there(os.path.join(path, _FULL))
     ]
+
+
+def _is_there(path: str) -> bool:
+    """Also one that may not be looked at: that was not deleted, and is told when it is read."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _path(files: FileCertificate) -> str:

@@ -150,8 +150,10 @@ class Certificates:
             found.append(
                 CertificateStatus(names, good.issuer, good.not_after, watched.files.cert, fault)
             )
+        unreadable = {} if self._files is None else self._files.unreadable
+        folders = [CertificateStatus((), "", None, *each) for each in unreadable.items()]
         own = [] if self._acme is None else list(self._acme.status(now))
-        return [*found, *own, *self._bare()]
+        return [*found, *folders, *own, *self._bare()]
 
     def _served(self) -> set[str]:
         return {name for pair in self.pairs() for name in pair.names}

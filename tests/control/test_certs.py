@@ -16,6 +16,7 @@ from waiting import until
 from gatewayd.config.load import load_config
 from gatewayd.control.certificate_check import check_certificate
 from gatewayd.control.certificate_files import CertificateFiles
+from gatewayd.control.certs import CertificateStatus
 from gatewayd.core.certificate import FileCertificate, LiveFolder
 
 FILE = """
@@ -224,11 +225,50 @@ def test_the_folder_of_certbot_is_read_and_followed(authority: Authority, tmp_pa
         assert served() == ["a.org", "b.org"]
     away.rename(tmp_path)
     assert not files.look(time.time())
+    # One that may not be looked at any more (a loop, since root may look at anything).
+    link.unlink()
+    link.symlink_to(link)
+    for _ in range(3):
+        assert not files.look(time.time())
+    assert served() == ["a.org", "b.org"]
+    assert "cannot be read" in str(files.of(source)[0].fault)
     # Deleted by certbot.
     link.unlink()
     assert not files.look(time.time())
     assert files.look(time.time())
     assert served() == ["b.org"]
+
+
+async def test_a_folder_that_cannot_be_read_any_more_is_told(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = tmp_path / "live"
+    (live / "a.org").mkdir(parents=True)
+    pair = authority.pair("a.org")
+    (live / "a.org/fullchain.pem").write_bytes(pair.chain)
+    (live / "a.org/privkey.pem").write_bytes(pair.key)
+    file = (
+        FILE.split("certificate:")[0]
+        + f"certificate: {{{{type: letsencrypt-live, dir: {live}}}}}\n"
+    )
+    async with running(tmp_path, file) as gateway:
+        certificates = gateway.control.parts.certificates
+        (served,) = certificates.status()
+        assert served.fault is None
+        live.rename(tmp_path / "away")
+        await until(lambda: len(certificates.status()) == 2)
+        fault = f"{live} cannot be read: No such file or directory"
+        assert certificates.status() == [
+            served,
+            CertificateStatus((), "", None, source=str(live), fault=fault),
+        ]
+        (tmp_path / "away").rename(live)
+        await until(lambda: certificates.status() == [served])
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [text for text in warnings if text.startswith("certificates: ")] == [
+        f"certificates: {fault}; those there were stay",
+        f"certificates: {live} is followed again",
+    ]
 
 
 @pytest.mark.parametrize(
