@@ -91,6 +91,7 @@ def head(
 
 
 HELLO: Final = LocalReply(200, message="gatewayd")
+NO_CHALLENGE: Final = LocalReply(404, "not_found", "No such challenge of ACME is open here")
 NOT_FOUND: Final = LocalReply(404, "not_found", "No service answers at this host")
 PATH_FORBIDDEN: Final = LocalReply(
     403, "forbidden", "This path is not served here", rejection="path"

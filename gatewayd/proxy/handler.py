@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("gatewayd.proxy")
 _MAX_ID: Final = 128
 _PROTO: Final = (b"http", b"https")  # by whether it is secure
-_CHALLENGES: Final = "/.well-known/acme-challenge"
+_CHALLENGES: Final = "/.well-known/acme-challenge/"
 _SANE_ID: Final = frozenset(
     b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/+=@"
 )
@@ -190,11 +190,14 @@ class Edge:
 
     def _challenge(self, exchange: Exchange) -> LocalReply | None:
         """Whatever the host: an authority asks before anybody is served there."""
-        path, _, token = exchange.target.rpartition("/")
-        answer = self.challenges.get(token) if path == _CHALLENGES else None
+        target = exchange.target
+        known = target.startswith(_CHALLENGES)
+        answer = self.challenges.get(target[len(_CHALLENGES) :]) if known else None
         return None if answer is None else LocalReply(200, message=answer)
 
     def to_https(self, exchange: Exchange) -> LocalReply:
+        if exchange.target.startswith(_CHALLENGES):
+            return replies.NO_CHALLENGE  # an authority would follow, and report what it finds there
         # Who came to a port of ours finds the other one; else the usual ones are in front of both.
         raw_host = exchange.connection.raw_host
         port = self.https_port if raw_host.rpartition(b":")[2].isdigit() else 443

@@ -230,13 +230,19 @@ async def test_certificates_are_swapped_while_connections_go_on(
 
 async def test_a_challenge_is_answered_at_any_host_before_a_redirect(secure: Gateway) -> None:
     await secure.serve(https=True)
+    wire = await secure.client()
+    assert (await wire.ask(get("/.well-known/acme-challenge/token-1"))).status == 404
     secure.edge.challenges = {"token-1": "token-1.thumbprint"}
     for host in ("chat.example", "new.example"):
         wire = await secure.client()
         answer = await wire.ask(get("/.well-known/acme-challenge/token-1", host=host))
         assert (answer.status, answer.body.strip()) == (200, b"token-1.thumbprint")
         answer = await wire.ask(get("/.well-known/acme-challenge/other", host=host))
-        assert answer.status == (301 if host == "chat.example" else 404)
+        assert answer.status == 404
+    wire = await secure.client()
+    assert (await wire.ask(get("/.well-known/acme-challenge"))).status == 301
+    wire = await secure.client()
+    assert (await wire.ask(get("/.well-known/acme-challenge/token-1/"))).status == 404
 
 
 async def test_a_challenge_certificate_is_for_acme_only(
