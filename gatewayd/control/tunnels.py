@@ -19,6 +19,7 @@ from gatewayd.core.model import Replica, UnixAddress
 # core. At the start of the gateway everybody waits, and more of them wait for networks than work.
 RECONNECTS_AT_A_TIME: Final = 8
 FIRST_AT_A_TIME: Final = 32
+_REMEMBERED: Final = 256  # names of replicas that may be about to open a tunnel
 
 
 class SshTunnels:
@@ -28,8 +29,8 @@ class SshTunnels:
         self._folder = TunnelFolder(state_dir)
         self._on_change = on_change
         self._tunnels: dict[tuple[str, str], Tunnel] = {}
-        self._apart: set[Tunnel] = set()
-        self._parted: dict[tuple[str, str], int] = {}  # how often
+        self._apart: dict[Tunnel, tuple[str, str]] = {}
+        self._parted: dict[tuple[str, str], int] = {}  # how often, the latest last
         self._first = asyncio.Semaphore(FIRST_AT_A_TIME)
         self._again = asyncio.Semaphore(RECONNECTS_AT_A_TIME)
 
@@ -69,16 +70,24 @@ class SshTunnels:
         """It goes on without its replica, which may get another one, at another socket. What is
         returned closes it."""
         key = (service_key, replica_id)
-        self._parted[key] = self._parted.get(key, 0) + 1
+        self._parted[key] = self._parted.pop(key, 0) + 1
         tunnel = self._tunnels.pop(key, None)
         if tunnel is not None:
-            self._apart.add(tunnel)
+            self._apart[tunnel] = key
+        self._forget()
         return functools.partial(self._close_apart, tunnel)
 
     async def _close_apart(self, tunnel: Tunnel | None) -> None:
         if tunnel is not None:
-            self._apart.discard(tunnel)
             await tunnel.aclose()
+            self._apart.pop(tunnel, None)
+
+    def _forget(self) -> None:
+        """Names that nobody has any more: those of replicas that went long ago."""
+        taken = {*self._tunnels, *self._apart.values()}
+        for key in list(self._parted)[:-_REMEMBERED]:
+            if key not in taken:
+                del self._parted[key]
 
     def is_up(self, service_key: str, replica_id: str) -> bool:
         tunnel = self._tunnels.get((service_key, replica_id))
