@@ -140,17 +140,20 @@ class Edge:
             _log.exception("admission of a request failed")
             reply = replies.INTERNAL
         served = exchange.served
-        if reply is not None:
-            if reply.rejection:
-                self.rejected(exchange, reply.rejection)
-            exchange.answer(reply)
-            return
-        if served is None:
-            self._endpoints[exchange.host].begin(self, exchange)
-        elif self.authority is not None and served.service.auth:
-            _Judging(self, exchange, served).start()
-        else:
-            self.forward(exchange, served)
+        try:
+            if reply is not None:
+                if reply.rejection:
+                    self.rejected(exchange, reply.rejection)
+                exchange.answer(reply)
+            elif served is None:
+                self._endpoints[exchange.host].begin(self, exchange)
+            elif self.authority is not None and served.service.auth:
+                _Judging(self, exchange, served).start()
+            else:
+                self.forward(exchange, served)
+        except Exception:
+            _log.exception("a request could not be begun")
+            exchange.failed()
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
         self._read_head(exchange)

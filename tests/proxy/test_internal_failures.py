@@ -18,6 +18,7 @@ from gatewayd.net.authority import Authority
 from gatewayd.net.pool import Pool
 from gatewayd.proxy.deadlines import Deadlines
 from gatewayd.proxy.models import ModelCall
+from gatewayd.proxy.served import Served
 from gatewayd.proxy.upload import RequestBody
 
 
@@ -127,6 +128,25 @@ async def test_at_the_model_endpoint(gateway: Gateway, monkeypatch: pytest.Monke
     answer = await client.ask(get("/v1/models", host="models.example"))
     assert is_internal(answer)
     assert answer["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+async def test_in_the_choice_of_a_replica(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    """Of the last of them: it is begun by the end of the one before."""
+    replica = await gateway.serve()
+    client = await gateway.client()
+    if requests == 1:
+        monkeypatch.setattr(Served, "choose", fail)
+    await client.send(post(b"{}") * requests)
+    if requests == 2:
+        wire, _ = await replica.request()
+        monkeypatch.setattr(Served, "choose", fail)
+        await wire.send(reply(b"fine"))
+        assert (await client.message()).body == b"fine"
+    assert is_internal(await client.message())
+    assert gateway.totals().codes == {500: 1} | ({200: 1} if requests == 2 else {})
 
 
 async def test_in_its_deadlines(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
