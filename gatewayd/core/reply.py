@@ -156,6 +156,13 @@ PLAIN_HTTP: Final = LocalReply(
     rejection="tls_plain_http", close=True,
 )  # fmt: skip
 INTERNAL: Final = LocalReply(500, "internal_error", "The gateway failed", close=True)
+STOPPING: Final = LocalReply(
+    503, "stopping", "The gateway is being stopped; try again shortly",
+    retry_after_s=1, close=True,
+)  # fmt: skip
+STALLED: Final = LocalReply(
+    408, "write_timeout", "The client does not take its answers", close=True
+)  # fmt: skip
 
 
 def document(content: object) -> LocalReply:

@@ -287,6 +287,13 @@ class ClientConnection(Hearing):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
+    def end_exchange(self, reply: LocalReply) -> bool:
+        """What runs is ended before its time; False: nothing runs."""
+        if self.exchange is None or self.closing:
+            return False
+        self.exchange.end(reply)
+        return True
+
     def sweep(self, now: float) -> None:
         """Once a second: whole-head, idle, write and linger bounds. `now` is loop time."""
         transport = self.transport
@@ -315,6 +322,7 @@ class ClientConnection(Hearing):
             self._stalled_since = now
         elif now - self._stalled_since > write_timeout:
             self._handler.dropped("write_timeout", self.exchange)
+            self.end_exchange(replies.STALLED)
             self.abort()
 
     # --- tunnels

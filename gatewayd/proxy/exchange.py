@@ -38,8 +38,8 @@ class Running(Protocol):
 
     def client_resumed(self) -> None: ...
 
-    def failed(self) -> None:
-        """Part of it met what it did not expect, and what that was to do will not be done."""
+    def end(self, reply: LocalReply) -> None:
+        """It cannot go on: `reply` is the answer if none has begun, else the client sees a cut."""
         ...
 
 
@@ -107,12 +107,15 @@ class Exchange:
 
     def failed(self) -> None:
         """A task that worked for it met what it did not expect."""
-        if self.connection.exchange is not self:
-            return  # it is over
+        if self.connection.exchange is self:  # else it is over
+            self.end(replies.INTERNAL)
+
+    def end(self, reply: LocalReply) -> None:
+        """End it before its time, by an answer or a cut that its client sees."""
         if self.running is not None:
-            self.running.failed()
+            self.running.end(reply)
         else:
-            self.answer(replies.INTERNAL)
+            self.answer(reply)
 
     def answer(self, reply: LocalReply) -> None:
         """Send an answer of our own and end the exchange. Nothing may have been sent before."""

@@ -260,7 +260,7 @@ class Forward:
         self._leave()
         if reply.rejection:
             self._served.meter.rejected(reply.rejection)
-        if reply.status >= 500 and reply is not replies.INTERNAL:
+        if reply.status >= 500 and exchange.closed_by == "-":
             exchange.closed_by = "upstream"
         if self._served.from_bridge:
             fields = (
@@ -304,9 +304,9 @@ class Forward:
             self._plane.loads.done(self._endpoint.index)
             self._endpoint = None
 
-    def failed(self) -> None:
+    def end(self, reply: LocalReply) -> None:
         if self._exchange.running is self:
-            self._refuse(replies.INTERNAL)
+            self._refuse(reply)
 
     # --- the client's side
 

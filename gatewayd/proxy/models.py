@@ -278,8 +278,10 @@ class ModelCall(Waiting):
         self._exchange.close = True
         self._answer(reply)
 
-    def failed(self) -> None:
-        self._answer(replies.INTERNAL)
+    def end(self, reply: LocalReply) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._answer(reply)
 
 
 def _cors_fields() -> tuple[tuple[bytes, bytes], ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
+from gatewayd.core import reply as replies
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.lane import Lane
 from gatewayd.net.loads import LoadTable
@@ -188,7 +189,7 @@ class Plane:
             forward.sweep(now)
         except Exception:  # else those behind it would have no deadlines
             _log.exception("the deadlines of an exchange could not be looked at")
-            forward.failed()
+            forward.end(replies.INTERNAL)
 
 
 def _dates() -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ import socket
 from dataclasses import replace
 from typing import Final, Protocol
 
+from gatewayd.core import reply as replies
 from gatewayd.core.messages import (
     AS_BEFORE,
     Ack,
@@ -43,6 +44,7 @@ _log = logging.getLogger("gatewayd.process")
 # lose: while draining it is answered, with the word that it was the last.
 NEXT_REQUEST_S: Final = 0.3
 _ORPHAN_DRAIN_S: Final = 30.0  # after SIGTERM to a process whose control is gone
+_LAST_WORDS_S: Final = 1.0  # for what is answered or cut when the time for draining is over
 
 
 class Role(Protocol):
@@ -229,15 +231,8 @@ class DataProcess:
             return
         self._draining = True
         self._role.drain()
-        deadline = self._loop.time() + timeout_s
-        _close_idle(plane)
-        while any(s.connections for s in plane.servers) and self._loop.time() < deadline:
-            await asyncio.sleep(0.02)
-            _close_idle(plane)
-        for server in plane.servers:
-            for connection in server.each():
-                connection.abort()
-        await asyncio.sleep(0)  # aborted transports say so in the next turn of the loop
+        await _emptied(plane, timeout_s)
+        await _end_all(plane, timeout_s)
         self._send(self._make_report())
         self._finish(0)
 
@@ -247,6 +242,31 @@ def _close_idle(plane: Plane, idle_s: float = NEXT_REQUEST_S) -> None:
     for server in plane.servers:
         for connection in server.each():
             connection.finish_idle(until)
+
+
+async def _emptied(plane: Plane, within_s: float) -> None:
+    """Until no connection is left."""
+    deadline = plane.loop.time() + within_s
+    _close_idle(plane)
+    while any(s.connections for s in plane.servers) and plane.loop.time() < deadline:
+        await asyncio.sleep(0.02)
+        _close_idle(plane)
+
+
+async def _end_all(plane: Plane, timeout_s: float) -> None:
+    """The time is over: who waits is answered, whose answer runs must see that it is cut."""
+    ended = 0
+    for server in plane.servers:
+        ended += sum(connection.end_exchange(replies.STOPPING) for connection in server.each())
+    if ended:
+        _log.warning(
+            "requests still running after %g s of draining are ended: %d", timeout_s, ended
+        )
+    await _emptied(plane, _LAST_WORDS_S)
+    for server in plane.servers:
+        for connection in server.each():
+            connection.abort()
+    await asyncio.sleep(0)  # aborted transports say so in the next turn of the loop
 
 
 def _nothing() -> None:

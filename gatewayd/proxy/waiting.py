@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from gatewayd.core import reply as replies
-
 if TYPE_CHECKING:
     from gatewayd.core.reply import LocalReply
     from gatewayd.proxy.exchange import Exchange
@@ -43,9 +41,11 @@ class Waiting:
         self._exchange.running = None
         self._exchange.answer(reply)
 
-    def failed(self) -> None:
+    def end(self, reply: LocalReply) -> None:
+        if self._task is not None:
+            self._task.cancel()
         self._exchange.running = None
-        self._exchange.answer(replies.INTERNAL)
+        self._exchange.answer(reply)
 
     def client_paused(self) -> None:
         """Nothing is being sent yet."""

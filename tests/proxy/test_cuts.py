@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conversation import Cut, chunked, get, post, reply
 from harness import Gateway
+from waiting import until
 
 from gatewayd.core.model import Timeouts
 
@@ -116,3 +117,20 @@ async def test_a_client_that_leaves_any_way_takes_its_request_back(
     await wire.upto(b"\r\n\r\n01234")
     getattr(client, how)()
     assert await wire.gone() == b""
+
+
+async def test_an_answer_without_length_that_the_client_does_not_take_is_reset(
+    gateway: Gateway,
+) -> None:
+    gateway.limit(write_timeout=0.2)
+    replica = await gateway.serve()
+    client = await gateway.client(receive_buffer=4096)
+    await client.send(get())
+    wire, _ = await replica.request()
+    wire.writer.write(reply(b"x" * 12_000_000, framing="none"))
+    await until(lambda: not gateway.server.connections, "the client is given up")
+    await wire.gone()
+    with pytest.raises(Cut) as cut:
+        await client.rest()
+    assert cut.value.reset
+    assert gateway.totals().rejections == {"write_timeout": 1}

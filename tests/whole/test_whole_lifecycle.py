@@ -7,11 +7,14 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from conversation import Cut, Wire, get, open_tcp, reply
+from conversation import Replica as RawReplica
 from waiting import refuses, until
 from whole_gateway import Gateway, gatewayd
 from whole_replicas import Replica
@@ -75,6 +78,7 @@ async def test_what_does_not_end_in_time_is_cut(
     home: Path, replica: Replica, session: aiohttp.ClientSession
 ) -> None:
     async with Gateway(home, [service(replica)], workers=1, drain_timeout="1s") as gateway:
+        gateway.allow("requests still running after 1 s of draining are ended: 2")
         streams = await begin(Clients(gateway.url, "llama", session), 2, tokens=10_000)
         gateway.signal(signal.SIGTERM)
         told = time.monotonic()
@@ -82,6 +86,43 @@ async def test_what_does_not_end_in_time_is_cut(
         assert 0.8 < time.monotonic() - told < 3
         assert await gateway.exited() == 0
         await until(lambda: replica.running == 0, "the replica was told")
+
+
+async def test_who_cannot_be_served_to_the_end_is_told_so(home: Path) -> None:
+    """Also where nothing but the connection's end says that an answer is whole."""
+    replica = RawReplica("r", home / "r.sock")
+    await replica.start()
+    llama = {"name": "llama", "replicas": [f"unix:{replica.path}"]}
+    async with Gateway(home, [llama], workers=1, drain_timeout="100ms") as gateway:
+        gateway.allow(r"requests still running after 0\.1 s of draining are ended: 2")
+        waiting, streaming = await open_tcp(gateway.port), await open_tcp(gateway.port)
+        await waiting.send(get("/waits", host="llama.test"))
+        await asked(replica)
+        request = get("/streams", host="llama.test")
+        await streaming.send(request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        wire = await asked(replica)
+        await wire.send(reply(b"a part", framing="chunked").removesuffix(b"0\r\n\r\n"))
+        await streaming.upto(b"a part")
+        gateway.signal(signal.SIGTERM)
+        answer = await waiting.message()
+        assert (answer.status, b"(stopping)" in answer.body) == (503, True)
+        with pytest.raises(Cut) as cut:
+            await streaming.rest()
+        assert cut.value.reset
+        assert await gateway.exited() == 0
+        ended = {line.split()[6]: line.split()[-2] for line in gateway.access_lines()}
+        assert ended == {'/waits"': "gateway", '/streams"': "gateway"}
+        waiting.close()
+    await replica.stop()
+
+
+async def asked(replica: RawReplica) -> Wire:
+    """The next request's connection; control connects too, to see whether it can."""
+    while True:
+        wire = await replica.accept()
+        with suppress(Cut):
+            await wire.message()
+            return wire
 
 
 async def test_sigint_twice_stops_at_once(
