@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
-import gc
 import hashlib
 import pstats
 import sys
@@ -46,6 +45,7 @@ from gatewayd.net.upstream import UpstreamConnection
 from gatewayd.proxy.accesslog import AccessLog
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.plane import Plane
+from gatewayd.proxy.process import collect_seldom
 from gatewayd.proxy.server import EdgeServer
 
 TOKEN: Final = "bench-token-0123456789abcdef"  # noqa: S105
@@ -66,6 +66,7 @@ STREAM: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 EVENT: Final = b"data: " + b"z" * 190 + b"\n\n"
+TURN: Final = 50  # exchanges that end in one turn of a busy loop, and are recorded together
 CHUNK: Final = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
 
@@ -211,6 +212,7 @@ FIGURES: Final = {
 
 async def measure(names: list[str], count: int, rounds: int, *, profile: bool) -> None:
     setting = Setting(asyncio.get_running_loop())
+    record = setting.edge.records.flush
     for name in names:
         once = FIGURES[name](setting)
         for _ in range(1000):
@@ -219,10 +221,12 @@ async def measure(names: list[str], count: int, rounds: int, *, profile: bool) -
         times = []
         for _ in range(rounds):
             await asyncio.sleep(0)
-            gc.collect()
+            collect_seldom()
             began = time.process_time()
-            for _ in range(count):
-                once()
+            for _ in range(count // TURN):
+                for _ in range(TURN):
+                    once()
+                record()
             times.append((time.process_time() - began) / count * 1e6)
         print(f"{name:8} {min(times):8.2f} us  (median {sorted(times)[len(times) // 2]:.2f})")
         if profile:

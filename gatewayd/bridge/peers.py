@@ -21,7 +21,8 @@ from gatewayd.core.json_fields import FieldChanger, HeldTooLongError
 from gatewayd.core.model import PeerFields
 from gatewayd.core.reply import LocalReply
 from gatewayd.core.snapshot import BridgePort
-from gatewayd.proxy.payload import BodyRefusedError, Payload, WholeBody
+from gatewayd.proxy.payload import BodyRefusedError, Payload
+from gatewayd.proxy.whole_body import WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -93,7 +94,7 @@ def make_true(
         except _REFUSED as error:
             return _refusal(error)
         exchange.payload = WholeBody(body)
-        exchange.length = len(body)
+        exchange.length = exchange.bytes_in = len(body)
         return None
     # Its length is known when the last byte has been looked at; that is not waited for.
     exchange.payload = _PassingBody(payload, changer)

@@ -9,7 +9,7 @@ All values are immutable; durations are seconds, sizes are bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gatewayd.core.certificate import FileCertificate
 from gatewayd.core.entrypoint import OPENAI, ModelFormat
@@ -22,18 +22,14 @@ Role = Literal["prefill", "decode", "regular"]
 Origin = Literal["file", "api"]
 
 
-@by_fields
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     path: str
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
 
 
-@by_fields
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     host: str
     port: int
 
@@ -42,7 +38,7 @@ class TcpAddress:
         return f"{host}:{self.port}"
 
 
-Address = UnixAddress | TcpAddress
+Address = UnixAddress | TcpAddress  # tuples: each request looks its pool up by one
 
 
 @by_fields

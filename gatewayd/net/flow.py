@@ -15,10 +15,19 @@ from gatewayd.net.in_kernel import unsent
 class Flow(asyncio.Protocol):
     """`writing_paused`: the peer is slow. `reading_paused`: we are."""
 
-    __slots__ = ("_drained", "_resume", "closed", "reading_paused", "transport", "writing_paused")
+    __slots__ = (
+        "_drained",
+        "_resume",
+        "closed",
+        "reading_paused",
+        "transport",
+        "write",
+        "writing_paused",
+    )
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.write: Callable[[bytes], None] = nothing_to_write_to
         self.closed = False
         self.writing_paused = False
         self.reading_paused = False
@@ -28,6 +37,7 @@ class Flow(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports implement asyncio.Transport without inheriting from it.
         self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write  # to look it up makes it anew
 
     async def drained(self) -> None:
         """Returns when the connection takes bytes again, or is gone."""
@@ -73,6 +83,10 @@ class Flow(asyncio.Protocol):
         waiter, self._drained = self._drained, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def nothing_to_write_to(data: bytes) -> None:
+    raise ConnectionError("not connected")
 
 
 def nothing() -> None:

@@ -36,9 +36,11 @@ class Sink(Protocol):
         """The final head is in `connection.head`; answers with what goes before the body (it
         leaves in one write with the first of it) and who gets both."""
 
-    def first_byte(self) -> None: ...
+    def first_byte(self) -> None:
+        """Of a body that comes piece by piece."""
 
-    def response_ended(self, connection: UpstreamConnection) -> None: ...
+    def response_ended(self, connection: UpstreamConnection) -> None:
+        """If there was no first byte, the body has come in one piece; `received` is its size."""
 
     def response_failed(
         self, connection: UpstreamConnection, failure: Failure, detail: str

@@ -26,6 +26,7 @@ _MAX_HEAD: Final = 64 * 1024
 JOIN_SIZE: Final = 64 * 1024  # below it, head and body leave in one write
 _UNREAD: Final = (ConnectionResetError, BrokenPipeError)
 _LENGTH_FIELD: Final = frozenset((b"content-length",))
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 
 IDLE, HEAD, LENGTH, CHUNKED, UNTIL_EOF, TUNNEL, CLOSED = range(7)
 
@@ -96,14 +97,14 @@ class UpstreamConnection(LaneFlow):
         sink: Sink,
         head: bytes,
         body: bytes | None = b"",
-        *,
+        strip: frozenset[bytes] = _NOTHING,
         is_head: bool = False,
         is_last: bool = False,
         wants_upgrade: bool = False,
-        strip: frozenset[bytes] = frozenset(),
     ) -> None:
         """Send a request and expect one response for `sink`. `body` is None while it still
-        arrives; then the sender writes it. `is_last` when the head says `Connection: close`."""
+        arrives; then the sender writes it. `is_last` when the head says `Connection: close`.
+        (Python calls by position what it calls often.)"""
         self._sink = sink
         self.state = HEAD
         self.request_done = body is not None
@@ -114,15 +115,11 @@ class UpstreamConnection(LaneFlow):
         self._wants_upgrade = wants_upgrade
         self._strip = strip
         if body is not None and len(body) <= JOIN_SIZE:
-            self.pool.outbox.put(self.transport.write, head + body)
+            self.pool.outbox.put(self.write, head + body)
         else:
-            self.transport.write(head)
+            self.write(head)
             if body:
-                self.transport.write(body)
-
-    def write(self, data: bytes) -> None:
-        """A piece of a request body that still arrives, or of a tunnel."""
-        self.transport.write(data)
+                self.write(body)
 
     def abort(self) -> None:
         """Drop the connection at once, telling nobody: the replica stops generating."""
@@ -227,7 +224,7 @@ class UpstreamConnection(LaneFlow):
             self.status = self.head.status
             rest = data[len(known) :]
             if len(rest) == pool.known_length:
-                self._pass_whole(rest, exact=True)
+                self._pass_whole(rest, True)
             else:
                 self._start_body(rest)
             return
@@ -265,7 +262,7 @@ class UpstreamConnection(LaneFlow):
             return False
         return True
 
-    def _pass_whole(self, body: bytes, *, exact: bool) -> None:
+    def _pass_whole(self, body: bytes, exact: bool) -> None:
         """Most answers, but for streams: all of the body has come with the head. `exact`: and
         nothing behind it."""
         sink = self._sink
@@ -273,11 +270,9 @@ class UpstreamConnection(LaneFlow):
         self.state = LENGTH
         lead, receiver = sink.response_started(self)
         if self._sink is sink:  # else it gave the exchange up
-            if body:
-                sink.first_byte()
-                self.received = len(body)
+            self.received = len(body)
             receiver.send(lead + body)
-            self._let_go(reusable=exact and not self.head.close)
+            self._let_go(exact and not self.head.close)
 
     def _start_body(self, rest: bytes) -> None:
         head = self.head
@@ -307,7 +302,7 @@ class UpstreamConnection(LaneFlow):
         length = 0 if bodyless else head.length
         if self.state == LENGTH and (not length or length <= len(rest) <= JOIN_SIZE):
             exact = len(rest) == length
-            self._pass_whole(rest if exact else rest[:length], exact=exact)
+            self._pass_whole(rest if exact else rest[:length], exact)
             return
         lead, receiver = sink.response_started(self)
         if self._sink is not sink:  # the sink gave the exchange up
@@ -347,13 +342,13 @@ class UpstreamConnection(LaneFlow):
         self._chunks = None
         self._between = False
         self._write_body = self._write_rest = NOWHERE.send
-        self._let_go(reusable=reusable)
+        self._let_go(reusable)
 
-    def _let_go(self, *, reusable: bool) -> None:
+    def _let_go(self, reusable: bool) -> None:
         sink, self._sink = self._sink, None
         if reusable and self.request_done and not self._is_last and self.state != CLOSED:
             self.state = IDLE
-            if self.in_lane:
+            if self._lane_fd >= 0:
                 self.leave_lane()
             elif self.reading_paused:
                 self.resume_reading()

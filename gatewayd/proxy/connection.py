@@ -25,6 +25,7 @@ from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.net.in_kernel import unread, unsent
 from gatewayd.net.lane import Way
+from gatewayd.net.sink import NOWHERE
 from gatewayd.net.tls_transport import TlsTransport
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
@@ -52,6 +53,7 @@ class ClientConnection(Hearing):
         "_stalled_at",
         "_stalled_since",
         "_tunnel",
+        "_write",
         "closing",
         "forwarded_lines",
         "host",
@@ -75,6 +77,7 @@ class ClientConnection(Hearing):
         self._stalled_at = 0
         self._stalled_since = 0.0
         self._tunnel: UpstreamConnection | None = None
+        self._write: Callable[[bytes], None] = NOWHERE.send
 
     # --- asyncio.Protocol
 
@@ -82,6 +85,7 @@ class ClientConnection(Hearing):
         assert self._manager is not None
         # The listening sockets carry TCP_NODELAY and SO_KEEPALIVE; accepted ones inherit them.
         self.transport = cast(asyncio.Transport, transport)
+        self._write = self.transport.write  # to look it up makes it anew
         self._manager.connection_made(self, self.transport)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else UNIX_PEER
@@ -102,6 +106,7 @@ class ClientConnection(Hearing):
         manager.connection_lost(self, exc)
         self._manager = None
         self.transport = None
+        self._write = NOWHERE.send
         self._parser = None
         self._held.clear()
         self._messages.clear()
@@ -119,24 +124,12 @@ class ClientConnection(Hearing):
         if self.closing:
             self._linger(len(data))
             return
-        tunnel = self._tunnel
-        if tunnel is not None:
-            assert self.exchange is not None
-            self.exchange.bytes_in += len(data)
-            tunnel.write(data)
-            if tunnel.writing_paused:
-                self._pause_reading_for_buffer()
-            return
-        exchange = self.exchange
-        if exchange is not None and exchange.payload.is_eof():
-            # Re-entered by StreamReader.read_nowait -> resume_reading -> data_received(b""):
-            # the running request is complete, so nothing may be parsed now.
-            if data:
-                self._hold(data)
+        if self.exchange is not None:
+            self._received_meanwhile(self.exchange, data)
             return
         if self._early and not (data := self._with_early(data)):
             return
-        if exchange is None and self._parser_empty and not self._paused:
+        if self._parser_empty and not self._paused:
             exchange = self.exchange = self._recognised(data)
             if exchange is not None:
                 self._handler.begin(exchange)
@@ -144,6 +137,20 @@ class ClientConnection(Hearing):
             if self._early:
                 return
         self._hear(data)
+
+    def _received_meanwhile(self, exchange: Exchange, data: bytes) -> None:
+        tunnel = self._tunnel
+        if tunnel is not None:
+            exchange.bytes_in += len(data)
+            tunnel.write(data)
+            if tunnel.writing_paused:
+                self._pause_reading_for_buffer()
+        elif not exchange.payload.is_eof():
+            self._hear(data)
+        elif data:
+            # Without any it is re-entered by StreamReader.read_nowait -> resume_reading: the
+            # running request is complete, so nothing may be parsed now.
+            self._hold(data)
 
     def _hear(self, data: bytes) -> None:
         self._feed(data)
@@ -197,15 +204,16 @@ class ClientConnection(Hearing):
         finally:
             self._advancing = False
 
-    def exchange_ended(self, exchange: Exchange) -> None:
+    def exchange_ended(self, exchange: Exchange, now: float = 0.0) -> None:
         """The answer of the running exchange has been written, or cannot be."""
         self.exchange = None
         exchange.running = None
-        exchange.ended_at = now = time.monotonic()
+        exchange.ended_at = now = now or time.monotonic()
         self._handler.ended(exchange)
         if self.transport is None:
             return
-        if exchange.close or not exchange.payload.is_eof() or self._handler.draining:
+        arrived = exchange.known is not None or exchange.payload.is_eof()
+        if exchange.close or not arrived or self._handler.draining:
             more = not exchange.payload.is_eof() or self._held or self._buffer_paused
             self.finish(lingering=bool(more))
             return
@@ -231,7 +239,7 @@ class ClientConnection(Hearing):
     def send(self, data: bytes) -> None:
         """A whole answer."""
         if self.transport is not None:
-            self._handler.outbox.put(self.transport.write, data)
+            self._handler.outbox.put(self._write, data)
 
     def stream(self) -> Callable[[bytes], None]:
         """For an answer that comes piece by piece: each leaves at once."""

@@ -15,7 +15,6 @@ from gatewayd.core.reply import LocalReply
 from gatewayd.core.retry import IDEMPOTENT, Fail, Failure, Sent, decide
 from gatewayd.proxy.router_word import hear
 from gatewayd.proxy.steering import Steering
-from gatewayd.proxy.upload import NoRequestBody, RequestBody
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
+    from gatewayd.proxy.upload import Body
 
 
 class Course:
@@ -42,7 +42,7 @@ class Course:
         plane: Plane,
         exchange: Exchange,
         served: Served,
-        body: RequestBody | NoRequestBody,
+        body: Body,
         go: Callable[[], None],
     ) -> None:
         self._plane = plane
@@ -59,7 +59,6 @@ class Course:
         exchange, served = self._exchange, self._served
         if served.steer_paths and served.steers(exchange):
             self.to_router = False
-            assert isinstance(self._body, RequestBody)
             self._steering = Steering(self._plane, exchange, served, self._body, self._decided)
             self._steering.ask()
         else:

@@ -55,7 +55,7 @@ class Exchange:
         self.payload = payload
         self.started_at = time.monotonic()
         self.method: str = message.method
-        self.known: KnownHead | None = None  # its head has been here before
+        self.known: KnownHead | None = None  # its head has been here before; all of it is here
         self.head: RequestHead = None  # type: ignore[assignment]
         self.host = ""
         self.secure = False  # by HTTPS, with us or with a trusted proxy

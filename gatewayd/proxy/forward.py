@@ -25,12 +25,8 @@ from gatewayd.proxy.dechunked import Dechunked
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
 from gatewayd.proxy.payload import BodyRefusedError
 from gatewayd.proxy.upgrade import start_tunnel
-from gatewayd.proxy.upload import (
-    NO_REQUEST_BODY,
-    ArrivedBody,
-    NoRequestBody,
-    RequestBody,
-)
+from gatewayd.proxy.upload import Body, RequestBody
+from gatewayd.proxy.whole_body import NO_BODY, WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -73,9 +69,9 @@ class Forward:
         self._over = False
         self._responding = False
         self._failure = ""  # of the last attempt
-        self._body: RequestBody | NoRequestBody = NO_REQUEST_BODY
-        if exchange.known is not None and exchange.length:
-            self._body = ArrivedBody(exchange)
+        self._body: Body = NO_BODY
+        if isinstance(exchange.payload, WholeBody):
+            self._body = exchange.payload
         elif exchange.length or served.router is not None:
             self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse)
         exchange.running = self
@@ -112,7 +108,7 @@ class Forward:
         exchange.replica = endpoint.replica
         plane.loads.add(endpoint.index)
         pool = plane.pool(endpoint)
-        trusted_s = self._trusted_s = trust_s(exchange, endpoint)
+        trusted_s = self._trusted_s = trust_s(exchange, endpoint, pool)
         if course is not None and course.fresh:
             trusted_s = 0.0
         connection = pool.take(plane.loop.time() - trusted_s) if trusted_s else None
@@ -150,12 +146,12 @@ class Forward:
         is_last = not self._trusted_s
         connection.begin(
             self,
-            request_head(exchange, served, endpoint, is_last=is_last),
+            request_head(exchange, served, endpoint, is_last),
             body,
-            is_head=exchange.method == "HEAD",
-            is_last=is_last,
-            wants_upgrade=bool(exchange.upgrade),
-            strip=served.strip_router_response if to_router else served.strip_response,
+            served.strip_router_response if to_router else served.strip_response,
+            exchange.method == "HEAD",
+            is_last,
+            exchange.upgrade != b"",
         )
         if body is None:
             # A router's refusal can still be repaired by sending the body past it.
@@ -200,7 +196,8 @@ class Forward:
         if status == 101:
             start_tunnel(exchange, connection)
             return _NOWHERE
-        if not exchange.payload.is_eof() or client.closing or client.draining:
+        arrived = exchange.known is not None or exchange.payload.is_eof()
+        if not arrived or client.closing or client.draining:
             exchange.close = True
         lead = response_head(exchange, served, connection, self._plane)
         if connection.head.chunked and not exchange.http11:
@@ -212,10 +209,13 @@ class Forward:
 
     def response_ended(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
-        exchange.bytes_out = connection.received
+        exchange.bytes_out = received = connection.received
+        now = time.monotonic()
+        if received and not exchange.first_byte_at:
+            exchange.first_byte_at = now
         self._connection = None  # back in its pool, or closed
         self._leave()
-        exchange.connection.exchange_ended(exchange)
+        exchange.connection.exchange_ended(exchange, now)
 
     def response_failed(
         self, connection: UpstreamConnection, failure: Failure, detail: str

@@ -69,6 +69,7 @@ class Edge:
         self.access_log = access_log
         self.meters = Meters()
         self.records = Records(plane.loop, self.meters, demand, access_log)
+        self.ended = self.records.put
         self.draining = False
         self.changed = asyncio.Event()  # set, and another one, with the next snapshot
         self.world = object()  # another whenever the same head may mean something else
@@ -182,8 +183,8 @@ class Edge:
         assert served is not None
         if not exchange.request_id:
             exchange.request_id = self._new_id()
-        if exchange.length and (refusal := admit.body_size(self, exchange, served)):
-            return refusal
+        if exchange.length > served.max_body_size:
+            return replies.BODY_TOO_LARGE
         return admit.rate_limit(self, exchange, served)
 
     def challenge(self, answers: Mapping[str, str]) -> None:
@@ -218,9 +219,6 @@ class Edge:
 
     def dispatch(self, exchange: Exchange, served: Served) -> None:
         Forward(self.plane, exchange, served).start()
-
-    def ended(self, exchange: Exchange) -> None:
-        self.records.put(exchange)
 
     def demanded(self, exchange: Exchange, served: Served) -> None:
         """It has been let through, to a replica or where one is missing: that scalers count."""

@@ -21,7 +21,7 @@ from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.known import KnownHead
 from gatewayd.proxy.malformed import refusal_of
 from gatewayd.proxy.parser import one_by_one
-from gatewayd.proxy.payload import NO_BODY
+from gatewayd.proxy.whole_body import NO_BODY
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
 _HEAD_END: Final = b"\r\n\r\n"

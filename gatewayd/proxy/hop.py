@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import http2
 from gatewayd.core.headers import ResponseHead, drop_prefixed
-from gatewayd.core.model import Endpoint, UnixAddress
+from gatewayd.core.model import Endpoint
 from gatewayd.core.retry import IDEMPOTENT
-from gatewayd.net.pool import POOL_IDLE_S
+from gatewayd.net.pool import POOL_IDLE_S, Pool
 from gatewayd.net.upstream import JOIN_SIZE, UpstreamConnection
 from gatewayd.proxy.served import response_headers
 
@@ -29,7 +29,7 @@ _ID: Final = b"X-Request-Id: "
 
 
 def request_head(
-    exchange: Exchange, served: Served, endpoint: Endpoint, *, is_last: bool = False
+    exchange: Exchange, served: Served, endpoint: Endpoint, is_last: bool = False
 ) -> bytes:
     """What the endpoint is sent before the body. `is_last`: nothing follows on its connection."""
     to_router = endpoint is served.router
@@ -81,7 +81,7 @@ def _start(exchange: Exchange, served: Served, *, to_router: bool) -> bytes:
     return b"".join((line, *lines, exchange.forwarded_lines, more, id_))
 
 
-def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
+def trust_s(exchange: Exchange, endpoint: Endpoint, pool: Pool) -> float:
     """How long a pooled connection may have been idle to carry this request; 0.0: it gets a fresh
     one, and the endpoint is told that nothing follows on it.
 
@@ -94,9 +94,9 @@ def trust_s(exchange: Exchange, endpoint: Endpoint) -> float:
     if endpoint.reuse_s:
         return endpoint.reuse_s
     if exchange.method in IDEMPOTENT or (
-        isinstance(endpoint.address, UnixAddress)
+        pool.local
         and exchange.length <= JOIN_SIZE
-        and exchange.payload.is_eof()
+        and (exchange.known is not None or exchange.payload.is_eof())
     ):
         return POOL_IDLE_S
     return 0.0

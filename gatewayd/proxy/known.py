@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from gatewayd.net.upstream import JOIN_SIZE
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.late import LateBodies
-from gatewayd.proxy.payload import NO_BODY, WholeBody
+from gatewayd.proxy.whole_body import NO_BODY, WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
@@ -71,7 +71,7 @@ class KnownHead:
         exchange.connection = connection
         if body:
             exchange.payload = WholeBody(body)
-            exchange.length = len(body)
+            exchange.length = exchange.bytes_in = len(body)
         exchange.started_at = time.monotonic()
         return exchange
 
@@ -89,7 +89,10 @@ class KnownHead:
         digits = data[start:end]
         if end < 0 or not digits.isdigit() or not data.startswith(after, end):
             return 0
-        return body_of(data, end + len(after), digits)
+        start = end + len(after)
+        if len(data) - start == int(digits):  # the most usual, without a call
+            return data[start:]
+        return body_of(data, start, digits)
 
 
 class KnownHeads:

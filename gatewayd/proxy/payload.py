@@ -6,7 +6,7 @@ Does not own: the relay (upload).
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 from aiohttp.streams import StreamReader
 
@@ -32,28 +32,6 @@ class Payload(Protocol):
     def read_nowait(self) -> bytes: ...
 
     async def readany(self) -> bytes: ...
-
-
-class WholeBody:
-    """A body that has arrived."""
-
-    __slots__ = ("_body",)
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def is_eof(self) -> bool:
-        return True
-
-    def read_nowait(self) -> bytes:
-        body, self._body = self._body, b""
-        return body
-
-    async def readany(self) -> bytes:
-        return self.read_nowait()
-
-
-NO_BODY: Final = WholeBody(b"")
 
 
 class BegunBody:

@@ -20,7 +20,7 @@ from gatewayd.net.link import Link
 from gatewayd.net.pool import ConnectFailedError
 from gatewayd.proxy.hop import question_head
 from gatewayd.proxy.payload import BodyRefusedError
-from gatewayd.proxy.upload import RequestBody
+from gatewayd.proxy.upload import Body
 
 if TYPE_CHECKING:
     from gatewayd.core.model import Endpoint
@@ -146,7 +146,7 @@ class Question:
         plane: Plane,
         exchange: Exchange,
         served: Served,
-        body: RequestBody,
+        body: Body,
         *,
         chosen: Callable[[str], None],
         failed: Callable[[Outcome], None],

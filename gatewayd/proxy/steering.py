@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.plane import Plane
     from gatewayd.proxy.served import Served
-    from gatewayd.proxy.upload import RequestBody
+    from gatewayd.proxy.upload import Body
 
 _REMOVAL_S: Final = 0.1  # how long a second question waits for a dead target to leave the router
 _HELD_BACK_S: Final = 1.0  # without questions after one that was not answered in time
@@ -46,7 +46,7 @@ class Steering:
         plane: Plane,
         exchange: Exchange,
         served: Served,
-        body: RequestBody,
+        body: Body,
         decided: Callable[[Endpoint | None], None],
     ) -> None:
         self._plane = plane

@@ -1,4 +1,4 @@
-"""The request body on its way to the replica, whole or while it still arrives.
+"""The request body on its way to the replica, while it still arrives.
 
 Owns: framing it anew, its size bound, what is kept so that it can be sent once more, when the
 kernel can pass it on. Does not own: attempts (forward), parsing (aiohttp hands out the body without
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
 from gatewayd.proxy.payload import BodyRefusedError, unchanged
+from gatewayd.proxy.whole_body import WholeBody
 
 if TYPE_CHECKING:
     from gatewayd.net.splice import Splice
@@ -218,52 +219,7 @@ class RequestBody:
         self.kept_size = 0
 
 
-class ArrivedBody(RequestBody):
-    """A body that came in one piece with its head, and so with its length."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._whole = exchange.payload.read_nowait()
-        self.kept = []
-        exchange.bytes_in += exchange.length
-
-    def plain(self) -> bytes | None:
-        return self._whole
-
-    def whole(self) -> bytes | None:
-        return self._whole
-
-    def forget(self) -> None:
-        self._keeping = False
-        self._whole = None
-
-    def close(self) -> None: ...
-
-
-class NoRequestBody:
-    """Of the requests that have none, which are as good as sent."""
-
-    repeatable = True
-    kept: Final[tuple[bytes, ...]] = ()
-    kept_size = 0
-
-    def plain(self) -> bytes:
-        return b""
-
-    def whole(self) -> bytes:
-        return b""
-
-    def send(self, connection: UpstreamConnection, *, keep: bool) -> None:
-        raise AssertionError("there is nothing to wait for")
-
-    def forget(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-NO_REQUEST_BODY: Final = NoRequestBody()
+Body = RequestBody | WholeBody
 
 
 def _nobody(reply: LocalReply) -> None:

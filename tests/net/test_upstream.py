@@ -82,6 +82,8 @@ class Sink:
         self.told.append("first byte")
 
     def response_ended(self, connection: UpstreamConnection) -> None:
+        if connection.received and "first byte" not in self.told:
+            self.told.append("first byte")  # of a body that came in one piece, it is the last too
         self.told.append("ended")
 
     def response_failed(
