@@ -1,7 +1,7 @@
 """Microseconds that a request costs in this code alone: no kernel, no load generator, no noise.
 
-Owns: an edge as a worker composes it, between transports that only take bytes. Does not own: what
-a gateway costs on a machine (run.py), single decisions (micro.py).
+Owns: an edge as a worker composes it, between transports that only take bytes, in turns of a busy
+loop. Does not own: what a gateway costs on a machine (run.py), single decisions (micro.py).
 
     python -m benchmarks.path [--only get,post,sse,connect] [--profile]
 
@@ -43,6 +43,7 @@ from gatewayd.net.demand import DemandTable
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.upstream import UpstreamConnection
 from gatewayd.proxy.accesslog import AccessLog
+from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.handler import Edge
 from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.process import collect_seldom
@@ -66,7 +67,7 @@ STREAM: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 EVENT: Final = b"data: " + b"z" * 190 + b"\n\n"
-TURN: Final = 50  # exchanges that end in one turn of a busy loop, and are recorded together
+TURN: Final = 50  # requests that a busy loop reads in one turn
 CHUNK: Final = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
 
@@ -126,114 +127,105 @@ class Setting:
         return connection
 
 
-def exchange(request: bytes, answer: bytes) -> Callable[[Setting], Callable[[], None]]:
+def clients(setting: Setting) -> list[ClientConnection]:
+    connections = [setting.server() for _ in range(TURN)]
+    for connection in connections:
+        connection.connection_made(cast(asyncio.Transport, Transport()))
+    return connections
+
+
+def exchanges(*reads: bytes, answer: bytes) -> Callable[[Setting], Callable[[], None]]:
+    """A turn in which requests arrive in these reads, and one in which they are answered."""
+
     def prepared(setting: Setting) -> Callable[[], None]:
-        upstream = setting.upstream()
-        client = setting.server()
-        client.connection_made(cast(asyncio.Transport, Transport()))
-        hear, receive, flush = (
-            upstream.data_received,
-            client.data_received,
-            setting.edge.outbox.flush,
-        )
+        heard = [client.data_received for client in clients(setting)]
+        answered = [setting.upstream().data_received for _ in heard]
+        edge = setting.edge
 
-        def once() -> None:
-            receive(request)
-            flush()
-            hear(answer)
-            flush()
+        def turn(reads: tuple[bytes, ...]) -> None:
+            for hear in heard:
+                for read in reads:
+                    hear(read)
+            edge.arrivals.run()
+            edge.outbox.flush()
+            for hear in answered:
+                hear(answer)
+            edge.outbox.flush()
+            edge.records.flush()
 
-        return once
+        turn((b"".join(reads),))  # whole, and its head is known from then on
+        return lambda: turn(reads)
 
     return prepared
 
 
-def post_in_two(setting: Setting) -> Callable[[], None]:
-    """As the clients of Python send it: the head, then the body."""
+def events(setting: Setting) -> Callable[[], None]:
+    """Of one stream."""
     upstream = setting.upstream()
-    client = setting.server()
-    client.connection_made(cast(asyncio.Transport, Transport()))
-    flush = setting.edge.outbox.flush
-    size = POST.index(b"\r\n\r\n") + 4
-    head, body = POST[:size], POST[size:]
-
-    def once() -> None:
-        client.data_received(head)
-        client.data_received(body)
-        flush()
-        upstream.data_received(ECHO)
-        flush()
-
-    client.data_received(POST)  # whole, and its head is known from then on
-    flush()
-    upstream.data_received(ECHO)
-    flush()
-    return once
-
-
-def event(setting: Setting) -> Callable[[], None]:
-    upstream = setting.upstream()
-    client = setting.server()
-    client.connection_made(cast(asyncio.Transport, Transport()))
+    client = clients(setting)[0]
     client.data_received(GET)
     upstream.data_received(STREAM)
 
-    def once() -> None:
-        upstream.data_received(CHUNK)
+    def turn() -> None:
+        for _ in range(TURN):
+            upstream.data_received(CHUNK)
 
-    return once
+    return turn
 
 
-def connect(setting: Setting) -> Callable[[], None]:
-    upstream = setting.upstream()
-    flush = setting.edge.outbox.flush
+def connects(setting: Setting) -> Callable[[], None]:
+    """Each request on a connection of its own."""
+    answered = [setting.upstream().data_received for _ in range(TURN)]
+    edge = setting.edge
     request = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
-    def once() -> None:
-        client = setting.server()
-        client.connection_made(cast(asyncio.Transport, Transport()))
-        client.data_received(request)
-        flush()
-        upstream.data_received(SMALL)
-        flush()
-        client.connection_lost(None)
+    def turn() -> None:
+        connections = clients(setting)
+        for client in connections:
+            client.data_received(request)
+        edge.outbox.flush()
+        for hear in answered:
+            hear(SMALL)
+        edge.outbox.flush()
+        for client in connections:
+            client.connection_lost(None)
+        edge.records.flush()
 
-    return once
+    return turn
 
 
 FIGURES: Final = {
-    "get": exchange(GET, SMALL),
-    "post": exchange(POST, ECHO),
-    "post-in-two": post_in_two,
-    "sse": event,
-    "connect": connect,
+    "get": exchanges(GET, answer=SMALL),
+    "post": exchanges(POST, answer=ECHO),
+    # As the clients of Python send it.
+    "post-in-two": exchanges(POST[: -len(BODY)], BODY, answer=ECHO),
+    "sse": events,
+    "connect": connects,
 }
 
 
 async def measure(names: list[str], count: int, rounds: int, *, profile: bool) -> None:
     setting = Setting(asyncio.get_running_loop())
-    record = setting.edge.records.flush
+    turns = count // TURN
     for name in names:
-        once = FIGURES[name](setting)
-        for _ in range(1000):
-            once()
+        turn = FIGURES[name](setting)
+        for _ in range(20):
+            turn()
         assert setting.failures() == 0
         times = []
         for _ in range(rounds):
             await asyncio.sleep(0)
             collect_seldom()
             began = time.process_time()
-            for _ in range(count // TURN):
-                for _ in range(TURN):
-                    once()
-                record()
-            times.append((time.process_time() - began) / count * 1e6)
+            for _ in range(turns):
+                turn()
+            times.append((time.process_time() - began) / (turns * TURN) * 1e6)
         print(f"{name:8} {min(times):8.2f} us  (median {sorted(times)[len(times) // 2]:.2f})")
         if profile:
             profiler = cProfile.Profile()
             profiler.enable()
-            for _ in range(count):
-                once()
+            for _ in range(turns):
+                turn()
             profiler.disable()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(60)
         await asyncio.sleep(0.3)  # the access log's thread empties its lines

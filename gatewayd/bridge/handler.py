@@ -20,6 +20,7 @@ from gatewayd.core.model import Limits, Service, Timeouts, Upstream
 from gatewayd.core.reply import LocalReply, bad_request
 from gatewayd.core.snapshot import BridgePort, Target
 from gatewayd.core.steering import asking_slot
+from gatewayd.proxy.arrivals import Arrivals
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.forward import Forward
@@ -56,6 +57,7 @@ class PortHandler:
         self.heads = KnownHeads()  # none: a router keeps its connections, and each knows its own
         self._plane = plane
         self.outbox = plane.outbox
+        self.arrivals = Arrivals(plane.loop, self)
         self._claims = claims
         self._peers = peers
         self._live = Live(Meter())  # the edge counts; a second count would double it
@@ -103,34 +105,40 @@ class PortHandler:
 
     def begin(self, exchange: Exchange) -> None:
         """A request that the router carries."""
+        if self.admits(exchange):
+            self.serve(exchange)
+
+    def serve(self, exchange: Exchange) -> None:
+        Forward(self._plane, exchange, self._served).start()
+
+    def admits(self, exchange: Exchange) -> bool:
         if exchange.known is not None:
-            Forward(self._plane, exchange, self._served).start()
-            return
+            return True
         try:
             self._read_head(exchange)
         except BadHead as error:
             exchange.answer(bad_request(str(error)))
-            return
+            return False
         exchange.served = self._served
         if exchange.target == "/health" and exchange.method == "GET":
             # Engines may generate a token for it; that it is registered is our word.
             exchange.answer(_HEALTHY)
-            return
+            return False
         asked = exchange.message.headers.get(self._token_field, "").encode("latin-1", "replace")
         if asking_slot(asked) is not None:
             # In a form that the connection does not read: it must not be carried all the same.
             exchange.answer(_UNCLAIMED)
-            return
+            return False
         fields = self.port.peer_fields
         if fields is not None and exchange.length:
             refusal = make_true(exchange, self._peers, self.port, fields)
             if refusal is not None:
                 exchange.answer(refusal)
-                return
+                return False
         elif exchange.length:
             connection = exchange.connection
             connection.known = carried(connection.heard, exchange, self.world)
-        Forward(self._plane, exchange, self._served).start()
+        return True
 
     def _read_head(self, exchange: Exchange) -> None:
         exchange.head = head = scan_request(exchange.message.raw_headers, self._drop)

@@ -25,12 +25,13 @@ class Outbox:
     """One per process. Who writes to a transport directly, or aborts it, calls `flush` first:
     else what waits would be overtaken, or lost."""
 
-    __slots__ = ("_loop", "_size", "_waiting")
+    __slots__ = ("_held", "_loop", "_size", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[tuple[Callable[[Any], None], Any]] = []
         self._size = 0
+        self._held = False
 
     def __repr__(self) -> str:
         return f"<Outbox {len(self._waiting)} messages>"
@@ -38,7 +39,7 @@ class Outbox:
     def put(self, write: Write, data: bytes) -> None:
         waiting = self._waiting
         waiting.append((write, data))
-        if len(waiting) == 1:
+        if len(waiting) == 1 and not self._held:
             self._loop.call_soon(self.flush)
         if (size := len(data)) > _SMALL:
             self._size += size
@@ -51,6 +52,14 @@ class Outbox:
             self._waiting.append((_close, transport))
         else:
             transport.close()
+
+    def hold(self) -> None:
+        """`release` comes in this turn: nobody else needs to see to it that what waits leaves."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self.flush()
 
     def flush(self) -> None:
         waiting = self._waiting

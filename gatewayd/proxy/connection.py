@@ -129,14 +129,17 @@ class ClientConnection(Hearing):
             return
         if self._early and not (data := self._with_early(data)):
             return
-        if self._parser_empty and not self._paused:
+        if not self._parser_empty or self._paused:
+            self._hear(data)
+        elif self.known is not None:
+            self._early.append(data)
+            self._handler.arrivals.put(self)
+        else:
             exchange = self.exchange = self._recognised(data)
             if exchange is not None:
                 self._handler.begin(exchange)
-                return
-            if self._early:
-                return
-        self._hear(data)
+            elif not self._early:
+                self._hear(data)
 
     def _received_meanwhile(self, exchange: Exchange, data: bytes) -> None:
         tunnel = self._tunnel

@@ -26,6 +26,7 @@ from gatewayd.net.buckets import BucketStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
+from gatewayd.proxy.arrivals import Arrivals, could_not_begin
 from gatewayd.proxy.forward import Forward
 from gatewayd.proxy.holding import Holding
 from gatewayd.proxy.known import KnownHeads, know
@@ -74,6 +75,7 @@ class Edge:
         self.changed = asyncio.Event()  # set, and another one, with the next snapshot
         self.world = object()  # another whenever the same head may mean something else
         self.heads = KnownHeads()
+        self.arrivals = Arrivals(plane.loop, self)
         self.authority: Authority | None = None
         self.tokens: Mapping[bytes, Token] = {}
         self.no_token = replies.UNAUTHENTICATED  # what is told who brings none
@@ -132,6 +134,13 @@ class Edge:
 
     def begin(self, exchange: Exchange) -> None:
         try:
+            if self.admits(exchange):
+                self.serve(exchange)
+        except Exception:
+            could_not_begin(exchange)
+
+    def admits(self, exchange: Exchange) -> bool:
+        try:
             again = exchange.known is not None
             reply = self._admit_again(exchange) if again else self._admit(exchange)
         except BadHead as error:
@@ -140,21 +149,21 @@ class Edge:
             # Called from the transport: nobody else would say it, or answer the client.
             _log.exception("admission of a request failed")
             reply = replies.INTERNAL
+        if reply is None:
+            return True
+        if reply.rejection:
+            self.rejected(exchange, reply.rejection)
+        exchange.answer(reply)
+        return False
+
+    def serve(self, exchange: Exchange) -> None:
         served = exchange.served
-        try:
-            if reply is not None:
-                if reply.rejection:
-                    self.rejected(exchange, reply.rejection)
-                exchange.answer(reply)
-            elif served is None:
-                self._endpoints[exchange.host].begin(self, exchange)
-            elif self.authority is not None and served.service.auth:
-                _Judging(self, exchange, served).start()
-            else:
-                self.forward(exchange, served)
-        except Exception:
-            _log.exception("a request could not be begun")
-            exchange.failed()
+        if served is None:
+            self._endpoints[exchange.host].begin(self, exchange)
+        elif self.authority is not None and served.service.auth:
+            _Judging(self, exchange, served).start()
+        else:
+            self.forward(exchange, served)
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
         self._read_head(exchange)

@@ -12,6 +12,7 @@ from gatewayd.core.reply import LocalReply
 from gatewayd.net.outbox import Outbox
 
 if TYPE_CHECKING:
+    from gatewayd.proxy.arrivals import Arrivals
     from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
     from gatewayd.proxy.known import KnownHeads
@@ -25,8 +26,16 @@ class Handler(Protocol):
     world: object  # what a head meant, it means as long as this is the same
     heads: KnownHeads
     outbox: Outbox
+    arrivals: Arrivals
 
-    def begin(self, exchange: Exchange) -> None: ...
+    def begin(self, exchange: Exchange) -> None:
+        """`admits`, and `serve` if so."""
+
+    def admits(self, exchange: Exchange) -> bool:
+        """Whether it is to be served; if not, it has been answered."""
+        ...
+
+    def serve(self, exchange: Exchange) -> None: ...
 
     def ended(self, exchange: Exchange) -> None: ...
 

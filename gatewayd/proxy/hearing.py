@@ -101,6 +101,22 @@ class Hearing(RequestHandler):
             self.known = None
         return None
 
+    def read_arrived(self) -> Exchange | None:
+        """What has arrived in this turn (`_early`): the exchange that it is, if its head is known.
+        Else it is read as it is, or its body is still to come."""
+        early = self._early
+        if not early:
+            return None  # the connection ended meanwhile
+        data = early[0] if len(early) == 1 else b"".join(early)
+        early.clear()
+        if self._paused:
+            self._hear(data)
+            return None
+        exchange = self.exchange = self._recognised(data)
+        if exchange is None and not early:
+            self._hear(data)
+        return exchange
+
     def _with_early(self, data: bytes) -> bytes:
         """What waited, and `data` behind it; b"" while the body is still not whole."""
         self._early.append(data)
