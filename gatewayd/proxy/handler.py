@@ -6,7 +6,6 @@ Owns: the order. Does not own: each step (admit, forward, observe).
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
 
-_log = logging.getLogger("gatewayd.proxy")
 _MAX_ID: Final = 128
 _PROTO: Final = (b"http", b"https")  # by whether it is secure
 _CHALLENGES: Final = "/.well-known/acme-challenge/"
@@ -145,10 +143,6 @@ class Edge:
             reply = self._admit_again(exchange) if again else self._admit(exchange)
         except BadHead as error:
             reply = replies.bad_request(str(error))
-        except Exception:
-            # Called from the transport: nobody else would say it, or answer the client.
-            _log.exception("admission of a request failed")
-            reply = replies.INTERNAL
         if reply is None:
             return True
         if reply.rejection:

@@ -68,6 +68,7 @@ async def test_one_that_fails_costs_no_other(
     assert (await clients[2].message()).body == b"/"
     assert (await clients[2].ask(get("/"))).status == 200
     assert "LookupError: not thought of" in caplog.text
+    caplog.clear()
 
 
 class Taken:
