@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
 _LINGER_S: Final = 10.0
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: close with RST
+# SO_LINGER for no time at all: it closes with RST, also when the process is killed.
+_RESET: Final = struct.pack("ii", 1, 0)
+_NO_RESET: Final = struct.pack("ii", 0, 0)
 _LINGER_SIZE: Final = 64 * 1024 * 1024
 
 
@@ -49,6 +51,7 @@ class ClientConnection(Hearing):
         "_idle_since",
         "_linger_until",
         "_lingered",
+        "_open_ended",
         "_peers",
         "_stalled_at",
         "_stalled_since",
@@ -74,6 +77,7 @@ class ClientConnection(Hearing):
         self._idle_since = self._loop.time()
         self._linger_until = 0.0
         self._lingered = 0
+        self._open_ended = False
         self._stalled_at = 0
         self._stalled_since = 0.0
         self._tunnel: UpstreamConnection | None = None
@@ -250,6 +254,18 @@ class ClientConnection(Hearing):
         self._handler.outbox.flush()
         return self.transport.write
 
+    def open_ended(self) -> None:
+        """The end of the connection will be the end of this answer. A clean one is left to
+        `finish`; until then, whatever happens, a part must not look like the whole."""
+        if self.transport is not None and self.peer != UNIX_PEER and not self._open_ended:
+            self._open_ended = True
+            self._set_linger(_RESET)
+
+    def _set_linger(self, linger: bytes) -> None:
+        assert self.transport is not None
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
     def straight(self) -> Way | None:
         """For an answer that lasts. None while something is still to be sent."""
         transport = self.transport
@@ -268,6 +284,9 @@ class ClientConnection(Hearing):
         transport = self.transport
         if transport is None:
             return
+        if self._open_ended:
+            self._open_ended = False
+            self._set_linger(_NO_RESET)
         self._held.clear()
         if self._early:
             self._take_early()
@@ -287,15 +306,12 @@ class ClientConnection(Hearing):
         if self._lingered > _LINGER_SIZE and self.transport is not None:
             self.transport.abort()
 
-    def abort(self, *, reset: bool = False) -> None:
-        """Cut the connection: the client must not take what it got for the whole. `reset` where
-        the end of the connection would be the end of the answer."""
+    def abort(self) -> None:
+        """Cut the connection: the client must not take what it got for the whole."""
         self.closing = True
+        self._open_ended = False  # it stays so
         self._handler.outbox.flush()
         if self.transport is not None:
-            if reset and self.peer != UNIX_PEER:
-                sock = self.transport.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     def end_exchange(self, reply: LocalReply) -> bool:

@@ -200,8 +200,13 @@ class Forward:
         if not arrived or client.closing or client.draining:
             exchange.close = True
         lead = response_head(exchange, served, connection, self._plane)
-        if connection.head.chunked and not exchange.http11:
-            return b"", Dechunked(client, lead)
+        head = connection.head
+        if head.chunked:
+            if not exchange.http11:
+                client.open_ended()
+                return b"", Dechunked(client, lead)
+        elif head.length < 0 or (status >= 400 and served.unsized_errors):
+            client.open_ended()
         return lead, client
 
     def first_byte(self) -> None:
@@ -273,16 +278,12 @@ class Forward:
     def _cut(self, closed_by: str) -> None:
         """The answer has begun and cannot end whole: the client must see that."""
         exchange = self._exchange
-        reset = False
         if self._connection is not None:
             exchange.bytes_out = self._connection.received
-            head = self._connection.head
-            sized = head.length >= 0 and not self._served.unsized_errors
-            reset = not sized and not (head.chunked and exchange.http11)
         exchange.closed_by = closed_by
         exchange.close = True
         self._leave()
-        exchange.connection.abort(reset=reset)
+        exchange.connection.abort()
         exchange.connection.exchange_ended(exchange)
 
     def _leave(self) -> None:

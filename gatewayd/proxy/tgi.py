@@ -153,7 +153,10 @@ class TgiForward(Forward):
     def _pass(self, frames: bytes) -> None:
         if not self._responding:
             self._responding = True
-            self._to_client = self._exchange.connection.stream()
+            client = self._exchange.connection
+            if not self._exchange.http11:
+                client.open_ended()
+            self._to_client = client.stream()
             self._to_client(self._head())
         if frames:
             self._written += len(frames)

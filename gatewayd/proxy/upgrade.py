@@ -19,6 +19,7 @@ def start_tunnel(exchange: Exchange, connection: UpstreamConnection) -> None:
     sweep of the forward, which goes on; closing either side closes the other."""
     client = exchange.connection
     exchange.close = True
+    client.open_ended()
     write = client.stream()
     write(switching_head(exchange, connection))
     early = connection.tunnel(write, client.resume_tunnel)

@@ -116,6 +116,25 @@ async def test_who_cannot_be_served_to_the_end_is_told_so(home: Path) -> None:
     await replica.stop()
 
 
+async def test_a_killed_worker_leaves_no_part_that_looks_whole(home: Path) -> None:
+    replica = RawReplica("r", home / "r.sock")
+    await replica.start()
+    llama = {"name": "llama", "replicas": [f"unix:{replica.path}"]}
+    async with Gateway(home, [llama], workers=1) as gateway:
+        gateway.allow("was killed by SIGKILL")
+        client = await open_tcp(gateway.port)
+        await client.send(get(host="llama.test").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        wire = await asked(replica)
+        await wire.send(reply(b"a part", framing="chunked").removesuffix(b"0\r\n\r\n"))
+        await client.upto(b"a part")
+        (pid,) = await gateway.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(Cut) as cut:
+            await client.rest()
+        assert cut.value.reset
+    await replica.stop()
+
+
 async def asked(replica: RawReplica) -> Wire:
     """The next request's connection; control connects too, to see whether it can."""
     while True:
