@@ -42,7 +42,7 @@ from gatewayd.control.telemetry import Telemetry
 from gatewayd.control.tunnels import SshTunnels
 from gatewayd.control.workers import Workers
 from gatewayd.core.messages import Report
-from gatewayd.core.model import RouterSpec
+from gatewayd.core.model import RouterSpec, TcpAddress
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
 from gatewayd.net.loads import LoadTable
@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 _REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
+_SGLANG_PORT: Final = 30000  # where its engines listen unless told otherwise
 
 
 class Parts:
@@ -105,7 +106,9 @@ class Parts:
         )
         self.indexes = IndexLeases(self.loads)
         self.ports = PortLeases(config.ports.bridge.first, config.ports.bridge.last)
-        self.router_ports = port_pool(config.ports.router.first, config.ports.router.last)
+        self.router_ports = port_pool(
+            config.ports.router.first, config.ports.router.last, avoid=self._replica_ports
+        )
         self.routers = RouterHosts(
             self.state,
             self._make_router,
@@ -184,6 +187,12 @@ class Parts:
                     await self._ready_changed.wait()
             except TimeoutError:
                 _log.error("not every worker serves yet, see above; trying goes on")
+
+    def _replica_ports(self) -> set[int]:
+        """Where replicas on this machine listen, or will. A router there would keep an engine from
+        starting, and be sent its requests."""
+        addresses = [replica.address for _, replica in self.state.replicas()]
+        return {a.port for a in addresses if isinstance(a, TcpAddress)} | {_SGLANG_PORT}
 
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]

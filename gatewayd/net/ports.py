@@ -9,27 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import socket
+from collections.abc import Callable, Collection
 
 LOOPBACK = "127.0.0.1"
 
 
 class PortPool:
     """Ports `first` to `last` in rotation, each given out only while the one `also` above it is
-    free too, for a child that listens on both."""
+    free too, for a child that listens on both. Those that `avoid` gives, free as they may be, are
+    somebody's who comes later: they are the last resort."""
 
-    def __init__(self, first: int, last: int, *, also: int = 0) -> None:
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        *,
+        also: int = 0,
+        avoid: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self._first = first
         self._last = last
         self._also = also
+        self._avoid = avoid
         self._next = first
         self._taken: dict[int, contextlib.ExitStack] = {}  # with what keeps others from it
 
     def take(self) -> int:
         """Raises OSError when there is none."""
-        after, before = range(self._next, self._last + 1), range(self._first, self._next)
-        for port in itertools.chain(after, before):
+        ports = [*range(self._next, self._last + 1), *range(self._first, self._next)]
+        avoided = {port - offset for port in self._avoid() for offset in (0, self._also)}
+        ports.sort(key=avoided.__contains__)
+        for port in ports:
             if port not in self._taken and (claims := self._claim(port)) is not None:
                 self._next = port + 1
                 self._taken[port] = claims

@@ -13,7 +13,7 @@ import importlib
 import logging
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -288,9 +288,9 @@ def load(type_name: str) -> Plugin:
     return plugin
 
 
-def port_pool(first: int, last: int) -> PortPool:
+def port_pool(first: int, last: int, *, avoid: Callable[[], Collection[int]] = tuple) -> PortPool:
     """The ports that router processes share; both ends included."""
-    return PortPool(first, last, also=METRICS_OFFSET)
+    return PortPool(first, last, also=METRICS_OFFSET, avoid=avoid)
 
 
 def _nothing() -> None:

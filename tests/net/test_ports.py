@@ -73,3 +73,12 @@ def test_no_port_beyond_the_last() -> None:
     assert not free(0)
     with pytest.raises(OSError, match="no free port"):
         PortPool(60000, 60010, also=10000).take()
+
+
+def test_ports_of_those_who_come_later_are_the_last_resort() -> None:
+    first = adjacent()
+    pool = PortPool(first, first + 2, also=3, avoid=lambda: {first, first + 4})
+    taken = [pool.take(), pool.take(), pool.take()]
+    for port in taken:
+        pool.release(port)
+    assert taken == [first + 2, first, first + 1]

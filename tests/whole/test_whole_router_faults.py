@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+from free_ports import free_range
 from processes import alive
 from waiting import until
 from whole_gateway import Gateway, gatewayd
@@ -90,3 +91,17 @@ async def test_a_router_that_cannot_start_is_said_and_missed_by_nobody(home: Pat
             code, table, _ = await gatewayd("status", "--admin", f"unix:{gateway.admin_path}")
             assert code == 0
             assert "no free port" in table
+
+
+async def test_a_router_leaves_a_replica_that_comes_later_its_port(home: Path) -> None:
+    """Else the engine cannot start, and the router's metrics are what clients get."""
+    first = free_range(3).start
+    engine = {"id": "later", "url": f"http://127.0.0.1:{first + 10_000}"}
+    service = {"name": "llama", "router": "sglang", "replicas": [engine]}
+    ports = {"bridge": "10001-11999", "router": f"{first}-{first + 2}"}
+    gateway = Gateway(home, [service], ports=ports, workers=1)
+    gateway.allow("does not accept connections")
+    async with gateway:
+        await gateway.router_pid("llama")
+        with socket.create_server(("127.0.0.1", first + 10_000)):
+            pass
