@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 _REMOVAL_TIMEOUT_S: Final = 1.0
 READY_TIMEOUT_S: Final = 30.0
-_SGLANG_PORT: Final = 30000  # where its engines listen unless told otherwise
+_ENGINE_PORT: Final = 30000  # where engines listen that are not told where
 
 
 class Parts:
@@ -192,7 +192,7 @@ class Parts:
         """Where replicas on this machine listen, or will. A router there would keep an engine from
         starting, and be sent its requests."""
         addresses = [replica.address for _, replica in self.state.replicas()]
-        return {a.port for a in addresses if isinstance(a, TcpAddress)} | {_SGLANG_PORT}
+        return {a.port for a in addresses if isinstance(a, TcpAddress)} | {_ENGINE_PORT}
 
     def _make_router(
         self, service_key: str, spec: RouterSpec, on_change: Callable[[], None]

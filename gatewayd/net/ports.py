@@ -37,7 +37,7 @@ class PortPool:
 
     def take(self) -> int:
         """Raises OSError when there is none."""
-        ports = [*range(self._next, self._last + 1), *range(self._first, self._next)]
+        ports: list[int] = [*range(self._next, self._last + 1), *range(self._first, self._next)]
         avoided = {port - offset for port in self._avoid() for offset in (0, self._also)}
         ports.sort(key=avoided.__contains__)
         for port in ports:
