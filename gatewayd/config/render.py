@@ -193,7 +193,7 @@ def _limits(limits: Limits) -> Tables:
         value = getattr(limits, field.name)
         if field.name.endswith("_size"):
             value = format_size(value)
-        elif field.name.endswith("_timeout"):
+        elif field.name.endswith(("_timeout", "_wait")):
             value = format_duration(value)
         tables[field.name] = value
     return tables

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from typing import Final
 
 from gatewayd.core.headers import ResponseHead, read_response
@@ -15,6 +16,8 @@ from gatewayd.core.model import Address, TcpAddress, UnixAddress
 from gatewayd.core.retry import Failure
 from gatewayd.net.outbox import Outbox
 from gatewayd.net.upstream import JOIN_SIZE, UpstreamConnection
+
+_log = logging.getLogger(__name__)
 
 # Well below uvicorn's keep-alive of 5 s, the shortest in the field: an idle connection that the
 # replica is about to close must not be chosen.
@@ -38,6 +41,7 @@ class Pool:
     __slots__ = (
         "_closed",
         "_idle",
+        "_starved",
         "address",
         "idle_s",
         "known_head",
@@ -70,6 +74,7 @@ class Pool:
         self.known_read: ResponseHead = None  # type: ignore[assignment]
         self.known_length = -1  # of the body, if it is small
         self._closed = False
+        self._starved = False  # and that has been said
 
     def __repr__(self) -> str:
         return f"<Pool {self.address} [{len(self._idle)} idle]>"
@@ -132,11 +137,22 @@ class Pool:
             raise ConnectFailedError(Failure.TIMEOUT_CONNECT, "connect timed out") from None
         except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
             detail = getattr(error, "strerror", None) or str(error)
+            self._note(getattr(error, "errno", None), detail)
             raise ConnectFailedError(Failure.CONNECT, detail) from None
+        self._starved = False
         if connection.transport.is_closing():
             # Nothing was sent, and nobody would be told again that the connection is gone.
             raise ConnectFailedError(Failure.CONNECT, "closed as soon as it was open")
         return connection
+
+    def _note(self, number: int | None, detail: str) -> None:
+        """Nobody else says that the fault is on this side: to clients it is the replica's."""
+        if number in (errno.EMFILE, errno.ENFILE) and not self._starved:
+            self._starved = True
+            where = self.address
+            _log.error(
+                "no descriptor is left to connect to %s (%s): see `ulimit -n`", where, detail
+            )
 
     async def _connect_tcp(self, address: TcpAddress) -> UpstreamConnection:
         _, protocol = await self.loop.create_connection(

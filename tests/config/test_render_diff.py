@@ -161,6 +161,7 @@ services:
          "log.access: stdout -> off"]),
         ("domain: d", "domain: d\ndrain_timeout: 1m", ["drain_timeout: 30s -> 1m"]),
         ("domain: d", "domain: d\nlimits: {headers: 50}", ["limits.headers: 100 -> 50"]),
+        ("domain: d", "domain: d\nlimits: {replica_wait: 5s}", ["limits.replica_wait: 10s -> 5s"]),
         ("domain: d", "domain: d\ntrusted_proxies: 10.0.0.1", ["trusted_proxies: [] -> "
          "[10.0.0.1/32]"]),
         ("domain: d", "domain: d\nregion: eu", ["region: (nothing) -> eu"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -196,3 +197,20 @@ async def test_a_connect_that_is_cancelled_leaves_nothing_open(unix: UnixAddress
     async with asyncio.timeout(30):
         while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_who_has_no_descriptor_left_says_so_once_until_it_has(
+    unix: UnixAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = pool_of(unix)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for times in (1, 2):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            for _ in range(3):
+                with pytest.raises(ConnectFailedError):
+                    await pool.connect(1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert caplog.text.count("no descriptor is left to connect to unix:") == times
+        (await pool.connect(1.0)).abort()
