@@ -13,12 +13,12 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
-from gatewayd.core.auth import Verdict, bearer_token, index_tokens
+from gatewayd.core.auth import index_tokens
 from gatewayd.core.clients import ClientAddresses
-from gatewayd.core.headers import BadHead, scan_request, tokens
+from gatewayd.core.headers import BadHead
 from gatewayd.core.model import DstackAuth, Limits, Token, TokensAuth
 from gatewayd.core.reply import NO_REPLICA, LocalReply
-from gatewayd.core.routing import host_name, split_target, strip_prefix, unknown_host
+from gatewayd.core.routing import strip_prefix, unknown_host
 from gatewayd.core.snapshot import Snapshot
 from gatewayd.net.authority import Authority, authority_for
 from gatewayd.net.buckets import BucketStore
@@ -27,7 +27,9 @@ from gatewayd.proxy import admit
 from gatewayd.proxy.accesslog import AccessLog, Unread
 from gatewayd.proxy.arrivals import Arrivals, could_not_begin
 from gatewayd.proxy.forward import Forward
+from gatewayd.proxy.head import read_head
 from gatewayd.proxy.holding import Holding
+from gatewayd.proxy.judging import Judging
 from gatewayd.proxy.known import KnownHeads, know
 from gatewayd.proxy.models import ModelEndpoint
 from gatewayd.proxy.observe import Meter, Meters
@@ -35,18 +37,12 @@ from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.prompts import Prompts
 from gatewayd.proxy.records import Records
 from gatewayd.proxy.served import Live, Served
-from gatewayd.proxy.waiting import Waiting
 
 if TYPE_CHECKING:
     from gatewayd.proxy.connection import ClientConnection
     from gatewayd.proxy.exchange import Exchange
 
-_MAX_ID: Final = 128
-_PROTO: Final = (b"http", b"https")  # by whether it is secure
 _CHALLENGES: Final = "/.well-known/acme-challenge/"
-_SANE_ID: Final = frozenset(
-    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/+=@"
-)
 
 
 class Edge:
@@ -155,12 +151,13 @@ class Edge:
         if served is None:
             self._endpoints[exchange.host].begin(self, exchange)
         elif self.authority is not None and served.service.auth:
-            _Judging(self, exchange, served).start()
+            Judging(self, exchange, served).start()
         else:
             self.forward(exchange, served)
 
     def _admit(self, exchange: Exchange) -> LocalReply | None:
-        self._read_head(exchange)
+        exchange.request_id = self._new_id()
+        read_head(exchange, self._addresses)
         if self.challenges and (reply := self._challenge(exchange)):
             return reply
         served = self._served.get(exchange.host)
@@ -268,76 +265,6 @@ class Edge:
     def http_date(self) -> bytes:
         return self.plane.date
 
-    # --- the head
-
-    def _read_head(self, exchange: Exchange) -> None:
-        """Fill in what the head says. Raises BadHead for what is refused, never repaired."""
-        message = exchange.message
-        # First, so that a refusal carries it too.
-        exchange.request_id = self._new_id()
-        exchange.head = head = scan_request(message.raw_headers)
-        noted = head.noted
-        if message.version.major != 1 or message.version.minor not in (0, 1):
-            raise BadHead("Only HTTP/1.0 and HTTP/1.1 are spoken here")
-        if message.method == "CONNECT":
-            raise BadHead("CONNECT is not served here")
-        raw_host = noted.get(b"host", b"")
-        connection = exchange.connection
-        # A keep-alive connection names the same host again and again.
-        if raw_host != connection.raw_host:
-            connection.host = host_name(raw_host)
-            connection.raw_host = raw_host
-            connection.forwarded_lines = _forwarded_lines(
-                connection.peer, connection.peer, _PROTO[connection.secure], raw_host
-            )
-        exchange.host = connection.host
-        if not exchange.host and exchange.http11:
-            raise BadHead("Host is empty")
-        if not exchange.target.startswith("/") or "#" in exchange.target:
-            exchange.target = split_target(exchange.target, exchange.host)
-        exchange.upstream_target = exchange.target
-        self._read_framing(exchange, noted)
-        exchange.forwarded_lines = connection.forwarded_lines
-        exchange.secure = connection.secure
-        if self._addresses.any and self._addresses.trusts(connection.peer):
-            self._believe(exchange, noted, raw_host)
-
-    def _believe(self, exchange: Exchange, noted: dict[bytes, bytes], raw_host: bytes) -> None:
-        """Take over what a trusted proxy says of the client and the request's id."""
-        forwarded_for = noted.get(b"x-forwarded-for")
-        exchange.client, chain = self._addresses.client(exchange.client, forwarded_for)
-        proto = noted.get(b"x-forwarded-proto", b"")
-        if proto not in _PROTO:
-            proto = _PROTO[exchange.secure]
-        exchange.secure = proto == b"https"
-        exchange.forwarded_lines = _forwarded_lines(exchange.client, chain, proto, raw_host)
-        theirs = noted.get(b"x-request-id")
-        if theirs is not None and 0 < len(theirs) <= _MAX_ID and _SANE_ID.issuperset(theirs):
-            exchange.request_id = exchange.given_id = theirs
-
-    def _read_framing(self, exchange: Exchange, noted: dict[bytes, bytes]) -> None:
-        length = noted.get(b"content-length")
-        coding = noted.get(b"transfer-encoding")
-        if coding is not None:
-            # Other codings than this one would have to be undone, or passed on to be understood.
-            if coding.lower() != b"chunked" or not exchange.message.chunked:
-                raise BadHead("Only the transfer coding `chunked` is understood")
-            if not exchange.http11:
-                raise BadHead("HTTP/1.0 knows no transfer coding")
-            exchange.length = -1
-        elif length is not None:
-            exchange.length = int(length)
-        expect = noted.get(b"expect")
-        if expect is not None:
-            exchange.expects_continue = expect.lower() == b"100-continue" and exchange.http11
-        upgrade = noted.get(b"upgrade")
-        if upgrade is not None and b"upgrade" in tokens(noted.get(b"connection", b"")):
-            if b"h2c" in tokens(upgrade):
-                raise BadHead("Upgrade to h2c is not served here")
-            if exchange.http11:
-                exchange.upgrade = upgrade
-                exchange.close = True
-
 
 def request_ids(worker: bytes) -> Iterator[bytes]:
     """A name of the worker and a number, all of one length. The number is not formatted each time,
@@ -345,46 +272,3 @@ def request_ids(worker: bytes) -> Iterator[bytes]:
     ends = [b"%02x" % end for end in range(256)]
     starts = (b"%b%06x" % (worker.hex().encode(), start) for start in count())
     return chain.from_iterable(map(start.__add__, ends) for start in starts)
-
-
-def _forwarded_lines(client: str, chain: str, proto: bytes, raw_host: bytes) -> bytes:
-    return (
-        b"X-Real-IP: %b\r\nX-Forwarded-For: %b\r\n"
-        b"X-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
-        % (client.encode(), chain.encode(), proto, raw_host)
-    )
-
-
-class _Judging(Waiting):
-    """An exchange that waits for an authority's word."""
-
-    def __init__(self, edge: Edge, exchange: Exchange, served: Served) -> None:
-        super().__init__(edge.plane, exchange)
-        self._edge = edge
-        self._served = served
-
-    def start(self) -> None:
-        edge, exchange, served = self._edge, self._exchange, self._served
-        assert edge.authority is not None
-        token = bearer_token(exchange.head.noted.get(b"authorization"))
-        assert token is not None  # admit.token has refused its absence
-        verdict = edge.authority.known(served.key, token)
-        if verdict is Verdict.UNKNOWN:
-            self._wait(self._ask(edge.authority, token))
-        else:
-            self._go_on(verdict)
-
-    async def _ask(self, authority: Authority, token: bytes) -> None:
-        self._go_on(await admit.ask(authority, self._served.key, token, self._exchange))
-
-    def _go_on(self, verdict: Verdict) -> None:
-        exchange = self._exchange
-        exchange.running = None
-        if verdict is Verdict.STALE:
-            self._served.meter.auth_stale()
-        refusal = admit.of_verdict(verdict) or self._served.unready
-        if refusal is None:
-            self._edge.forward(exchange, self._served)
-        else:
-            self._edge.rejected(exchange, refusal.rejection)
-            exchange.answer(refusal)
