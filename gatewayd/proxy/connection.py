@@ -1,8 +1,8 @@
 """Client connections: aiohttp parses, limits and terminates; requests run one after another.
 
-Owns: the order of requests on a connection, keep-alive, lingering close, head and idle bounds,
-the connection's part of a tunnel. Does not own: how bytes become requests (hearing), what a request
-means (handler).
+Owns: the order of requests on a connection, keep-alive, the connection's part of a tunnel. Does not
+own: how bytes become requests (hearing), how a connection ends (ending), what a request means
+(handler).
 
 `RequestHandler` normally runs a task per connection and one per request. Here a request is
 handed on from `data_received` itself, which costs a third; the parser, its limits, its flow
@@ -13,51 +13,34 @@ tests/proxy/test_aiohttp_seams.py, and the version is pinned.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from gatewayd.core import reply as replies
 from gatewayd.core.reply import LocalReply
-from gatewayd.net.in_kernel import unread, unsent
 from gatewayd.net.lane import Way
 from gatewayd.net.sink import NOWHERE
 from gatewayd.net.tls_transport import TlsTransport
+from gatewayd.proxy.ending import Ending
 from gatewayd.proxy.exchange import Exchange
 from gatewayd.proxy.handling import Handler
-from gatewayd.proxy.hearing import Hearing
 from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
 
-_LINGER_S: Final = 10.0
-# SO_LINGER for no time at all: it closes with RST, also when the process is killed.
-_RESET: Final = struct.pack("ii", 1, 0)
-_NO_RESET: Final = struct.pack("ii", 0, 0)
-_LINGER_SIZE: Final = 64 * 1024 * 1024
 
-
-class ClientConnection(Hearing):
+class ClientConnection(Ending):
     """One client. At most one exchange runs; what comes behind it waits as raw bytes."""
 
     __slots__ = (
         "_advancing",
         "_counted",
-        "_idle_since",
-        "_linger_until",
-        "_lingered",
-        "_open_ended",
         "_peers",
-        "_stalled_at",
-        "_stalled_since",
         "_tunnel",
         "_write",
-        "closing",
         "forwarded_lines",
         "host",
         "raw_host",
@@ -72,14 +55,7 @@ class ClientConnection(Hearing):
         self.raw_host = b""  # of the last request, with what follows from it
         self.host = ""
         self.forwarded_lines = b""
-        self.closing = False  # no further request is read on this connection
         self._advancing = False
-        self._idle_since = self._loop.time()
-        self._linger_until = 0.0
-        self._lingered = 0
-        self._open_ended = False
-        self._stalled_at = 0
-        self._stalled_since = 0.0
         self._tunnel: UpstreamConnection | None = None
         self._write: Callable[[bytes], None] = NOWHERE.send
 
@@ -254,18 +230,6 @@ class ClientConnection(Hearing):
         self._handler.outbox.flush()
         return self.transport.write
 
-    def open_ended(self) -> None:
-        """The end of the connection will be the end of this answer. A clean one is left to
-        `finish`; until then, whatever happens, a part must not look like the whole."""
-        if self.transport is not None and self.peer != UNIX_PEER and not self._open_ended:
-            self._open_ended = True
-            self._set_linger(_RESET)
-
-    def _set_linger(self, linger: bytes) -> None:
-        assert self.transport is not None
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-
     def straight(self) -> Way | None:
         """For an answer that lasts. None while something is still to be sent."""
         transport = self.transport
@@ -274,83 +238,6 @@ class ClientConnection(Hearing):
         if isinstance(transport, TlsTransport):
             return transport.straight()
         return transport.get_extra_info("socket").fileno(), transport.write, None
-
-    # --- closing
-
-    def finish(self, *, lingering: bool = False) -> None:
-        """Close after what has been written. Lingering reads and drops what is still arriving,
-        so that a reset does not take the answer away from a client that is still sending."""
-        self.closing = True
-        transport = self.transport
-        if transport is None:
-            return
-        if self._open_ended:
-            self._open_ended = False
-            self._set_linger(_NO_RESET)
-        self._held.clear()
-        if self._early:
-            self._take_early()
-        self._messages.clear()
-        self._linger_until = self._loop.time() + _LINGER_S
-        outbox = self._handler.outbox
-        if lingering and transport.can_write_eof():
-            outbox.flush()
-            self._reading_paused = False
-            self._resume_reading_for_buffer()
-            transport.write_eof()
-        else:
-            outbox.close(transport)
-
-    def _linger(self, size: int) -> None:
-        self._lingered += size
-        if self._lingered > _LINGER_SIZE and self.transport is not None:
-            self.transport.abort()
-
-    def abort(self) -> None:
-        """Cut the connection: the client must not take what it got for the whole."""
-        self.closing = True
-        self._open_ended = False  # it stays so
-        self._handler.outbox.flush()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def end_exchange(self, reply: LocalReply) -> bool:
-        """What runs is ended before its time; False: nothing runs."""
-        if self.exchange is None or self.closing:
-            return False
-        self.exchange.end(reply)
-        return True
-
-    def sweep(self, now: float) -> None:
-        """Once a second: whole-head, idle, write and linger bounds. `now` is loop time."""
-        transport = self.transport
-        if transport is None:
-            return
-        limits = self._handler.limits
-        if self.closing:
-            over = now - self._linger_until
-            if over > limits.write_timeout or (over > 0 and not transport.get_write_buffer_size()):
-                transport.abort()
-        elif self._paused:
-            self._sweep_stalled(now, limits.write_timeout)
-        elif self.exchange is None and not self._early:
-            if self._head_since:
-                if now - self._head_since > limits.header_timeout:
-                    self._refuse(replies.HEAD_TIMEOUT)
-            else:
-                self.finish_idle(now - limits.keepalive_timeout)
-
-    def _sweep_stalled(self, now: float, write_timeout: float) -> None:
-        assert self.transport is not None
-        # The kernel holds megabytes for a slow reader: what it has sent on is progress as well.
-        waiting = self.transport.get_write_buffer_size() + unsent(self.transport)
-        if waiting != self._stalled_at:
-            self._stalled_at = waiting
-            self._stalled_since = now
-        elif now - self._stalled_since > write_timeout:
-            self._handler.dropped("write_timeout", self.exchange)
-            self.end_exchange(replies.STALLED)
-            self.abort()
 
     # --- tunnels
 
@@ -377,16 +264,3 @@ class ClientConnection(Hearing):
     @property
     def draining(self) -> bool:
         return self._handler.draining
-
-    @property
-    def idle(self) -> bool:
-        waiting = self._head_since or self._early or self._messages
-        return self.exchange is None and not waiting
-
-    def finish_idle(self, since: float) -> None:
-        """Close it if nothing has gone on since then (loop time). A request that has come, and that
-        a busy loop has not read yet, is not lost."""
-        if not self.idle or self.closing or self._idle_since > since or self.transport is None:
-            return
-        if not unread(self.transport):
-            self.finish()
