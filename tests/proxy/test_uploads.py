@@ -203,7 +203,7 @@ async def test_an_early_answer_and_a_close_by_the_replica_are_delivered(gateway:
 async def test_the_drain_behind_an_early_answer_is_bounded(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gatewayd.proxy.connection._LINGER_SIZE", 2 * MIB)
+    monkeypatch.setattr("gatewayd.proxy.ending._LINGER_SIZE", 2 * MIB)
     await gateway.serve(client_max_body_size=10)
     client = await gateway.client()
     await client.send(get("/", "Content-Length: 1000000000", method="POST"))
@@ -215,7 +215,7 @@ async def test_the_drain_behind_an_early_answer_is_bounded(
 async def test_the_drain_behind_an_early_answer_ends_in_time(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gatewayd.proxy.connection._LINGER_S", 0.1)
+    monkeypatch.setattr("gatewayd.proxy.ending._LINGER_S", 0.1)
     await gateway.serve(client_max_body_size=10)
     client = await gateway.client()
     await client.send(get("/", "Content-Length: 1000000000", method="POST"))
