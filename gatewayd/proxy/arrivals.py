@@ -45,8 +45,15 @@ class Arrivals:
 
     def run(self) -> None:
         connections, self._connections = self._connections, []
+        outbox = self._handler.outbox
+        outbox.hold()
+        try:
+            self._go_through(connections)
+        finally:
+            outbox.release()
+
+    def _go_through(self, connections: list[ClientConnection]) -> None:
         handler = self._handler
-        handler.outbox.hold()
         exchanges: list[Exchange] = []
         for connection in connections:
             try:
@@ -66,7 +73,6 @@ class Arrivals:
                 handler.serve(exchange)
             except Exception:
                 could_not_begin(exchange)
-        handler.outbox.release()
 
 
 def could_not_begin(exchange: Exchange) -> None:
