@@ -78,7 +78,10 @@ class Arrivals:
 def could_not_begin(exchange: Exchange) -> None:
     """Called from a transport or the loop: nobody else would say it, or answer the client."""
     _log.exception("a request could not be begun")
-    exchange.failed()
+    try:
+        exchange.failed()
+    except Exception:
+        _cut(exchange.connection)
 
 
 def _cut(connection: ClientConnection) -> None:
