@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from gatewayd.control.state import State
@@ -101,6 +102,11 @@ async def probe(address: Address) -> str | None:
         return f"{address} does not accept a connection within {_PROBE_TIMEOUT_S:g} s"
     except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
         why = getattr(error, "strerror", None) or error
+        # The kernel refuses at whatever else lies there, too.
+        path = Path(address.path) if isinstance(address, UnixAddress) else None
+        refused = isinstance(error, ConnectionRefusedError)
+        if path is not None and refused and not await asyncio.to_thread(path.is_socket):
+            why = "it is not a socket"
         return f"{address} does not accept connections: {why}"
     transport.abort()
     return None

@@ -94,7 +94,7 @@ async def test_new_replicas_are_looked_at_once(watched: Watched) -> None:
 async def test_probing(home: Path) -> None:
     assert "No such file" in str(await probe(UnixAddress(str(home / "none"))))
     (home / "plain").write_text("")
-    assert "Connection refused" in str(await probe(UnixAddress(str(home / "plain"))))
+    assert "it is not a socket" in str(await probe(UnixAddress(str(home / "plain"))))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert await probe(TcpAddress("127.0.0.1", port)) is None
