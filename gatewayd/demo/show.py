@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -150,6 +154,16 @@ async def _repeat(response: aiohttp.ClientResponse, say: Say) -> None:
     raise aiohttp.ClientPayloadError("the stream ended before [DONE]")
 
 
+def _command() -> str:
+    """This program from another terminal, which may know nothing of this one's environment."""
+    ours, known = Path(sys.argv[0]), shutil.which("gatewayd")
+    if ours.name != "gatewayd":
+        return f"{shlex.quote(sys.executable)} -m gatewayd"
+    if known is not None and Path(known).absolute() == ours.absolute():
+        return "gatewayd"
+    return shlex.quote(str(ours.absolute()))
+
+
 def what_to_try(base_url: str, admin: str) -> str:
     """Lines that work when pasted as they are."""
     body = json.dumps({**_ASK, "messages": [{"role": "user", "content": "Hello"}]})
@@ -169,7 +183,7 @@ or, after `pip install openai`, from Python:
 
 and see what it does:
 
-    gatewayd status --admin {admin}
+    {_command()} status --admin {admin}
     curl --unix-socket {admin.removeprefix("unix:")} http://localhost/metrics
 
 Ctrl-C stops it.
