@@ -7,6 +7,7 @@ where a number or a boolean is expected.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -33,13 +34,24 @@ def _number(value: object) -> int | float | None:
     return value
 
 
+def _unquoted(value: object) -> str | None:
+    """A hint for the string that looks like a number: in quotes, or `1e3`, which YAML 1.1 takes for
+    text."""
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return None
+    return f"write {number:.15g} without quotes" if math.isfinite(number) else None
+
+
 def _whole(low: int, high: int | None = None) -> Leaf:
     bounds = f"of at least {low}" if high is None else f"between {low} and {high}"
 
     def parse(value: object) -> int:
         number = _number(value)
         if not isinstance(number, int) or number < low or (high is not None and number > high):
-            raise BadValueError(f"expected a whole number {bounds}")
+            hint = _unquoted(value)
+            raise BadValueError(f"expected a whole number {bounds}", suggestion=hint)
         return number
 
     schema: JsonSchema = {"type": "integer", "minimum": low}
@@ -53,8 +65,9 @@ def _workers(value: object) -> object:
         return None
     try:
         return _WORKERS.parse(value)
-    except BadValueError:
-        raise BadValueError("expected auto or a whole number between 1 and 256") from None
+    except BadValueError as error:
+        text = "expected auto or a whole number between 1 and 256"
+        raise BadValueError(text, suggestion=error.suggestion) from None
 
 
 _WORKERS = _whole(1, 256)
@@ -63,7 +76,7 @@ _WORKERS = _whole(1, 256)
 def _rate(value: object) -> float:
     number = _number(value)
     if number is None or not 0 < number <= sys.float_info.max:
-        raise BadValueError("expected a number above 0")
+        raise BadValueError("expected a number above 0", suggestion=_unquoted(value))
     return float(number)
 
 

@@ -145,7 +145,8 @@ def test_digits_from_outside_are_a_string_where_one_is_expected(load: Load) -> N
 
 def test_numbers_in_quotes_are_not_numbers(problems: Problems) -> None:
     assert problems('limits: {headers: "50"}\n') == [
-        "1: limits.headers: expected a whole number of at least 1, found `50`"
+        "1: limits.headers: expected a whole number of at least 1, found `50`; "
+        "write 50 without quotes"
     ]
 
 

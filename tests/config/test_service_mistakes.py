@@ -107,6 +107,15 @@ RATE_LIMITS = [
     ),
     ("rate_limits: [{rps: 4/s}]", "rate_limits[0].rps: expected a number above 0, found `4/s`"),
     (
+        "rate_limits: [{rps: 1e3}]",
+        "rate_limits[0].rps: expected a number above 0, found `1e3`; write 1000 without quotes",
+    ),
+    (
+        "rate_limits: [{rps: 1, burst: '5'}]",
+        "rate_limits[0].burst: expected a whole number of at least 0, found `5`; "
+        "write 5 without quotes",
+    ),
+    (
         "rate_limits: [{rps: 1, burst: -1}]",
         "rate_limits[0].burst: expected a whole number of at least 0, found the number `-1`",
     ),
