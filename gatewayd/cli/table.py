@@ -44,7 +44,13 @@ def _certificate_table(status: dict[str, Any]) -> list[str]:
 
 
 def _certificate_faults(status: dict[str, Any]) -> list[str]:
-    return [f"{c['source']}: {c['fault']}" for c in status["certificates"] if c["fault"]]
+    return [f"{_certificate_name(c)}: {c['fault']}" for c in status["certificates"] if c["fault"]]
+
+
+def _certificate_name(certificate: dict[str, Any]) -> str:
+    """Its source says less: the authority of many, or the path that the fault names already."""
+    domains = " ".join(certificate["domains"])
+    return f"certificate {domains}" if domains else str(certificate["source"])
 
 
 def _gateway(status: dict[str, Any]) -> list[str]:

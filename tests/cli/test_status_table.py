@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gatewayd.cli.table import render
+from gatewayd.cli.table import render, render_certificates
 
 NONE = {"direct": 0, "through": 0, "steered": 0, "fallback": 0}
 
@@ -101,3 +101,11 @@ def test_the_mode_of_a_router() -> None:
     (row,) = cells(render(status({}, router)), "ROUTER OF")
     state = "ready, no prefill, no decode"
     assert row == ["llama", "scripted", "steer", state, "127.0.0.1:20000", "1/2", "2"]
+
+
+def test_what_is_wrong_with_a_certificate_is_told_with_its_names() -> None:
+    end = "2027-02-26T08:11:02+00:00"
+    faulty = {"issuer": "X", "expires": end, "source": "https://ca/dir", "fault": "it is down"}
+    unnamed = {"domains": [], "issuer": "", "expires": None, "source": "/live", "fault": "is gone"}
+    lines = render_certificates([{"domains": ["a.test", "b.test"], **faulty}, unnamed]).splitlines()
+    assert lines[-2:] == ["certificate a.test b.test: it is down", "/live: is gone"]
