@@ -69,9 +69,12 @@ class AcmeCerts:
                 fault = managed.fault or "asked for"
                 yield CertificateStatus((managed.name,), "", None, f"acme {managed.name}", fault)
                 continue
+            wanted = self.renewals.wanted(managed.name)
             fault_now = managed.fault or time_fault(read.not_before, read.not_after, now)
             yield CertificateStatus(
-                read.names, read.issuer, read.not_after, issued.server, fault_now
+                *(read.names, read.issuer, read.not_after, issued.server),
+                fault_now if wanted else None,
+                wanted=wanted,
             )
 
     def asked(self) -> set[str]:

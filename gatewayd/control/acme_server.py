@@ -136,7 +136,18 @@ class AcmeServer:
         elif meta.get("externalAccountRequired") is True:
             problem = Problem("externalAccountRequired", "it makes no account without a binding")
             raise AcmeError(problem.sentence(), problem)
-        answer = await self._wire.post(url, ask, key, None)
+        try:
+            answer = await self._wire.post(url, ask, key, None)
+        except AcmeError as error:
+            refusal = error.problem
+            bound = settings.eab_kid is not None
+            if not bound or refusal is None or refusal.kind not in ("malformed", "unauthorized"):
+                raise
+            raise AcmeError(
+                "the authority makes no account: are `eab_kid` and `eab_hmac_key` as it handed "
+                f"them out? (it says: {refusal.detail})",
+                refusal,
+            ) from None
         if answer.location is None:
             raise AcmeError("the authority did not say where the account is")
         _log.info(

@@ -42,6 +42,7 @@ class CertificateStatus:
     not_after: float | None  # Unix seconds; None: there is nothing that could be served
     source: str
     fault: str | None
+    wanted: bool = True  # else it is served while it lasts, and nobody is to care for its end
 
 
 class Certificates:

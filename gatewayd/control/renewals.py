@@ -170,7 +170,8 @@ class Renewals:
         for name in wanted:
             managed = self._managed.setdefault(name, Managed(name))
             if self._idle(managed):
-                if managed.read is None or clock >= managed.due:
+                # A renewal that failed is tried again also where somebody asked before it was due.
+                if managed.read is None or clock >= managed.due or managed.fault is not None:
                     if now >= managed.again_at:
                         self._begin(managed)
                 elif now >= managed.advice_at:
@@ -297,6 +298,9 @@ class Renewals:
         managed.again_at = now + wait
         managed.haste_at = max(managed.haste_at, now + _HASTE_AFTER_S)
         kept = "" if managed.read is None else "; the one there is serves on"
+        if managed.name not in self._wanted:  # a registration's, say, which fails with it
+            _log.error("no certificate for %s: %s%s", managed.name, fault, kept)
+            return
         _log.error(
             "no certificate for %s: %s%s. Tried again in %.0f s, or with `gatewayd certs renew %s`",
             *(managed.name, fault, kept, wait, managed.name),

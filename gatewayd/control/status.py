@@ -211,7 +211,7 @@ class Status:
                 domain: each.not_after
                 for each in self._certificates.status()
                 for domain in each.domains
-                if each.not_after is not None
+                if each.not_after is not None and each.wanted
             },
         )
 

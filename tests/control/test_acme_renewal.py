@@ -115,6 +115,39 @@ async def test_renewal_is_when_the_authority_says_so(bench: Bench, front: Front)
     assert replaced == [None, asked[0].removeprefix("/ari/")]
 
 
+async def test_a_renewal_that_somebody_asked_for_is_tried_again_as_the_log_says(
+    bench: Bench, front: Front, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.look()
+    first = bench.serial
+
+    async def down(path: str, body: bytes) -> None:
+        raise ConnectionResetError
+
+    front.before = down
+    with pytest.raises(AcmeError):
+        await bench.renewals.renew(NAME)  # long before it is due
+    assert "the one there is serves on. Tried again in 68 s" in caplog.text
+    front.calm()
+    bench.later_s += 69
+    await bench.look()
+    assert bench.serial not in (None, first)
+    assert bench.fault == ""
+
+
+async def test_what_nobody_wants_is_not_said_to_be_tried_again(
+    bench: Bench, front: Front, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def down(path: str, body: bytes) -> None:
+        raise ConnectionResetError
+
+    front.before = down
+    with pytest.raises(AcmeError):
+        await bench.renewals.ensure(NAME)  # a registration, which fails with it
+    assert f"no certificate for {NAME}: " in caplog.text
+    assert "ried again" not in caplog.text
+
+
 async def test_what_cannot_be_revoked_is_served_on(bench: Bench, front: Front) -> None:
     await bench.look()
     managed = bench.renewals.find(NAME)

@@ -128,6 +128,12 @@ async def test_a_registration_waits_for_its_certificate_or_leaves_nothing(tmp_pa
             "acme_eab_kid": "kid-1",
             "acme_eab_hmac_key": keys["kid-1"],
         }
+        wrong = config | {"acme_eab_hmac_key": keys["kid-1"][::-1]}
+        assert (await gateway.call("POST", "/api/config", wrong))[0] == 200
+        status, answer = await register(gateway, body)
+        assert status == 400
+        assert "are `eab_kid` and `eab_hmac_key` as it handed them out?" in answer["detail"]
+
         assert (await gateway.call("POST", "/api/config", config))[0] == 200
         status, answer = await register(gateway, body)
         assert (status, answer) == (200, {"status": "ok"})
@@ -157,6 +163,22 @@ async def test_a_registration_waits_for_its_certificate_or_leaves_nothing(tmp_pa
         await gateway.stop()
         await gateway.start()
         assert names(await shown(gateway, "late.gw.test", trust)) == ["late.gw.test"]
+
+        # Nobody is to be alarmed by the end of one that nobody wants any more.
+        family = "gatewayd_certificate_expiry_timestamp_seconds"
+
+        async def alarmed() -> bool:
+            return (await gateway.metrics()).total(family, domain="late.gw.test") > 0
+
+        await until(alarmed, "the name's end is told")
+        path = "/api/registry/main/services/late/unregister"
+        assert (await gateway.call("POST", path))[0] == 200
+
+        async def calm() -> bool:
+            return not await alarmed()
+
+        await until(calm, "it is not told any more")
+        assert len((await gateway.status())["certificates"]) == 2
 
 
 async def register(gateway: Gateway, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
