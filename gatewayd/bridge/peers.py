@@ -94,7 +94,7 @@ def make_true(
         except _REFUSED as error:
             return _refusal(error)
         exchange.payload = WholeBody(body)
-        exchange.length = exchange.bytes_in = len(body)
+        exchange.length = len(body)
         return None
     # Its length is known when the last byte has been looked at; that is not waited for.
     exchange.payload = _PassingBody(payload, changer)

@@ -72,6 +72,7 @@ class Forward:
         self._body: Body = NO_BODY
         if isinstance(exchange.payload, WholeBody):
             self._body = exchange.payload
+            exchange.bytes_in = exchange.length  # not before: a refused body is not taken
         elif exchange.length or served.router is not None:
             self._body = RequestBody(plane, exchange, served.max_body_size, self._refuse)
         exchange.running = self

@@ -71,7 +71,7 @@ class KnownHead:
         exchange.connection = connection
         if body:
             exchange.payload = WholeBody(body)
-            exchange.length = exchange.bytes_in = len(body)
+            exchange.length = len(body)
         exchange.started_at = time.monotonic()
         return exchange
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class WholeBody:
     """One object for both sides, `Payload` and `upload.RequestBody`: it is made for each request
-    that has a body. Who makes it counts `Exchange.length` and `bytes_in`."""
+    that has a body. Who makes it sets `Exchange.length`."""
 
     __slots__ = ("_body",)
 
