@@ -9,8 +9,9 @@ head is only searched, which costs a fifth of parsing it and leaves nothing behi
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD
@@ -50,9 +51,13 @@ class RouterConnection(ClientConnection):
     __slots__ = ("_begun", "_left", "_port", "held")
 
     def __init__(
-        self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
+        self,
+        server: web.Server,
+        handler: Handler,
+        peers: PeerCounts,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(server, handler, peers, **kwargs)
+        super().__init__(server, handler, peers, loop)
         self._port = cast("PortHandler", handler)
         self.held: Claim | None = None
         self._left = 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
@@ -47,9 +47,13 @@ class ClientConnection(Ending):
     )
 
     def __init__(
-        self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
+        self,
+        server: web.Server,
+        handler: Handler,
+        peers: PeerCounts,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(server, handler, **kwargs)
+        super().__init__(server, handler, loop)
         self._peers = peers
         self._counted = False
         self.raw_host = b""  # of the last request, with what follows from it

@@ -6,9 +6,10 @@ own: when an exchange ends (exchange, forward), when requests follow each other 
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -39,8 +40,10 @@ class Ending(Hearing):
         "closing",
     )
 
-    def __init__(self, server: web.Server, handler: Handler, **kwargs: Any) -> None:
-        super().__init__(server, handler, **kwargs)
+    def __init__(
+        self, server: web.Server, handler: Handler, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(server, handler, loop)
         self.closing = False
         self._idle_since = self._loop.time()
         self._linger_until = 0.0

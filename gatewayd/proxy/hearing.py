@@ -7,10 +7,13 @@ exchanges, answers (connection), what a head means (handler).
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Any, Final
+from collections import deque
+from typing import Final
 
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -24,6 +27,7 @@ from gatewayd.proxy.parser import one_by_one
 from gatewayd.proxy.whole_body import NO_BODY
 
 _HOLD_SIZE: Final = 64 * 1024  # of pipelined bytes kept raw before reading stops
+_READ_SIZE: Final = 256 * 1024  # of a body that is read on before anybody has asked
 _HEAD_END: Final = b"\r\n\r\n"
 # aiohttp's parser takes more spaces than one, and versions of RTSP and ICE for HTTP's.
 _LINE: Final = re.compile(rb"(?:\r\n)*[^ ]+ [^ ]+ HTTP/")
@@ -55,9 +59,20 @@ class Hearing(RequestHandler):
         "peer",
     )
 
-    def __init__(self, server: web.Server, handler: Handler, **kwargs: Any) -> None:
-        super().__init__(server, **kwargs)
-        self._parser = None  # made when it is needed: a head that is known is not parsed
+    def __init__(
+        self, server: web.Server, handler: Handler, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # In place of RequestHandler's: it makes a parser, which is made here when it is needed (a
+        # head that is known is not parsed), and thirty fields for the tasks that do not run here.
+        BaseProtocol.__init__(self, loop)
+        self._manager = server
+        self._task_handler = None  # the server asks for it in the end
+        self._messages = deque()
+        self._read_bufsize = _READ_SIZE
+        limits = handler.limits
+        self.max_line_size = limits.request_line_size
+        self.max_field_size = limits.header_size
+        self.max_headers = limits.headers
         self._handler = handler
         self.exchange: Exchange | None = None
         self.peer = ""
@@ -74,6 +89,9 @@ class Hearing(RequestHandler):
         self._head_since = 0.0
         self._head_size = 0
         self._start = b""  # of a head that has not come whole
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.peer} {self.exchange}>"
 
     # --- known heads
 

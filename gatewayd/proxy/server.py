@@ -34,19 +34,7 @@ class EdgeServer(web.Server):
         self._peers = peers or PeerCounts()
 
     def __call__(self) -> ClientConnection:
-        limits = self._handler.limits
-        return self._kind(
-            self,
-            self._handler,
-            self._peers,
-            loop=self._loop,
-            access_log=None,
-            auto_decompress=False,
-            tcp_keepalive=False,
-            max_line_size=limits.request_line_size,
-            max_field_size=limits.header_size,
-            max_headers=limits.headers,
-        )
+        return self._kind(self, self._handler, self._peers, self._loop)
 
     def accept(self) -> asyncio.BaseProtocol:
         """What speaks with a connection that was accepted."""

@@ -8,7 +8,7 @@ one; what a client is told that speaks in the clear. Does not own: the handshake
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import cast
 
 from aiohttp import web
 
@@ -28,9 +28,13 @@ class TlsConnection(ClientConnection):
     secure = True
 
     def __init__(
-        self, server: web.Server, handler: Handler, peers: PeerCounts, **kwargs: Any
+        self,
+        server: web.Server,
+        handler: Handler,
+        peers: PeerCounts,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(server, handler, peers, **kwargs)
+        super().__init__(server, handler, peers, loop)
         self._shaking = True
 
     def secured(self) -> None:

@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
+from harness import Gateway
 
 HEAD = b"GET /a?b#c HTTP/1.1\r\nHost: x\r\nX-A: \xff\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
@@ -154,7 +155,9 @@ async def test_the_end_of_a_full_body_is_seen_when_it_is_read() -> None:
     assert reader.is_eof()
 
 
-async def test_a_handler_is_made_as_the_edge_makes_it() -> None:
+async def test_a_handler_has_what_the_edge_gives_it(gateway: Gateway) -> None:
+    """`Hearing` makes itself what RequestHandler's `__init__` would make."""
+
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         raise NotImplementedError
 
@@ -174,7 +177,9 @@ async def test_a_handler_is_made_as_the_edge_makes_it() -> None:
         "max_field_size",
         "max_headers",
     ):
-        assert hasattr(made, name), name
+        ours, theirs = getattr(gateway.server(), name), getattr(made, name)
+        if name != "_parser":  # made when it is needed
+            assert isinstance(ours, type(theirs)), name
     assert made._task_handler is None  # connection_lost of the server asks for it
     for name in ("_pause_reading_for_buffer", "_resume_reading_for_buffer"):
         assert not inspect.signature(getattr(made, name)).parameters
