@@ -38,8 +38,7 @@ class Waiting:
     def client_broke(self, reply: LocalReply) -> None:
         """The request body broke off its framing."""
         self.client_gone()
-        self._exchange.running = None
-        self._exchange.answer(reply)
+        self.end(reply)
 
     def end(self, reply: LocalReply) -> None:
         if self._task is not None:
