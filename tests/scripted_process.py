@@ -3,10 +3,10 @@
     python scripted_process.py BEHAVIOUR CHANNEL_FD
 
 writes one line of JSON on the file $SCRIPTED_LOG for each frame it gets. Behaviours, joined by `+`:
-`ack` (acknowledges, reports every 50 ms), `silent` (ready, then never reports), `dead` (exits 3 at
-once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on endpoint index 0),
-`idle` (reports once, then only that nothing happens), `last-words` (counts its requests only in its
-last report), `stubborn` (does not drain).
+`ack` (acknowledges, reports every 50 ms), `silent` (ready, then gives no sign of life), `dead`
+(exits 3 at once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on
+endpoint index 0), `idle` (reports once, then only lives on), `last-words` (counts its requests only
+in its last report), `stubborn` (does not drain).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import socket
 import sys
 
 from gatewayd.core.messages import (
-    AS_BEFORE,
     Ack,
     Certificates,
     Challenges,
@@ -35,6 +34,7 @@ from gatewayd.core.messages import (
 from gatewayd.core.packing import PackedSnapshot, Unpacker
 from gatewayd.core.snapshot import BridgeSnapshot
 from gatewayd.net.channel import Channel
+from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.loads import LoadTable
 
 
@@ -45,6 +45,7 @@ class Scripted:
         self.channel = Channel(socket.socket(fileno=fd), self.received, self.closed)
         self.configure: Configure | None = None
         self.loads: LoadTable | None = None
+        self.heartbeats: Heartbeats | None = None
         self.publishes = 0
         self.reports = 0
         self.unpacker = Unpacker()
@@ -62,6 +63,7 @@ class Scripted:
             case Configure():
                 self.configure = message
                 self.loads = LoadTable.attach(fds[0], message.slots, message.slot)
+                self.heartbeats = Heartbeats.attach(fds[1], message.slot)
                 kinds = [listener.kind for listener in message.listeners]
                 self.note(frame="configure", slot=message.slot, fds=len(fds), kinds=kinds)
                 if "heavy" in self.behaviour:
@@ -117,16 +119,17 @@ class Scripted:
         if not self.channel.closed:
             configure = self.configure
             idle = self.reports > 0 and "idle" in self.behaviour
-            report = Report(configure.slot, configure.incarnation, totals, 2)
-            self.channel.send(AS_BEFORE if idle else report)
-            self.reports += 1
+            if not idle:
+                self.channel.send(Report(configure.slot, configure.incarnation, totals, 2))
+                self.reports += 1
 
     def closed(self) -> None:
         self.done.set_result(1)
 
     async def run(self) -> int:
         while not self.done.done():
-            if self.publishes and "silent" not in self.behaviour:
+            if self.publishes and self.heartbeats and "silent" not in self.behaviour:
+                self.heartbeats.promise(asyncio.get_running_loop().time() + 0.05)
                 self.report({} if "last-words" in self.behaviour else {"main/llama": self.totals})
             await asyncio.wait((self.done,), timeout=0.05)
         return int(self.done.result())

@@ -74,7 +74,7 @@ class BridgeRole:
 
     async def _open(self, port: BridgePort, sock: socket.socket) -> _Port:
         handler = PortHandler(self._plane, self._claims, self._peers, port)
-        server = EdgeServer(handler, self._plane.loop, RouterConnection)
+        server = EdgeServer(handler, self._plane, RouterConnection)
         listener = await listen(self._plane.loop, server, sock)
         self._plane.servers.append(server)
         return _Port(handler, server, listener)

@@ -34,6 +34,7 @@ from gatewayd.net.demand import CAPACITY, NOBODY, DemandTable
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY: Final = 5  # beats
+_LOOK_EVERY: Final = 60  # if nothing is counted: what is old is forgotten
 _KEPT_STEP_MS: Final = 5000  # what is kept on disk is as exact as this in time, and whole in number
 
 
@@ -67,6 +68,8 @@ class Demands:
         self._columns = NOBODY + 1  # that were ever given away
         self._saved: object = None
         self._saving: asyncio.Future[None] | None = None
+        self._counts = b""  # of all columns, at the last look
+        self._unsaved = False
         self._begun = False
         self._beats = 0
         self._given_away = False
@@ -96,11 +99,18 @@ class Demands:
         """To be called once a second."""
         if not self._begun:
             return
-        self._look()
+        counts = self._table.counts(self._columns)
+        still = counts == self._counts and self._predecessor is None
+        if not still or self._beats % _LOOK_EVERY == 0:
+            self._counts = counts
+            self._look()
+            self._unsaved = True
         self._beats += 1
-        saving = self._saving is not None and not self._saving.done()
-        if self._given_away or saving or self._beats % _SAVE_EVERY != 1:
+        if not self._unsaved or self._given_away or self._beats % _SAVE_EVERY != 1:
             return
+        if self._saving is not None and not self._saving.done():
+            return
+        self._unsaved = False
         if (kept := self._kept()) != self._saved:
             self._saved = kept
             self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
@@ -216,6 +226,7 @@ class Demands:
         before = Demand().minus(self._table.read(column))
         history = History(moments or (Moment(self._now(), 0, 0, 0),))
         counted = self._counted[name] = _Counted(column, history, before)
+        self._unsaved = True
         return counted
 
     def _look(self) -> None:

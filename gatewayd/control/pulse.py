@@ -3,8 +3,10 @@
 Owns: when. Does not own: what is looked at.
 
 What costs is waking: the processor has forgotten an idle process by then, and each wake-up takes
-about half a millisecond however little is done in it. So who looks often has no timer of its own,
-and a report of a worker that wakes control about then is the wake-up.
+from half a millisecond to ten, however little is done in it (where a host takes memory back from
+its virtual machines, each page is found anew). So who looks often has no timer of its own, a report
+of a worker that wakes control about then is the wake-up, and while nobody has anything to report
+there is one in two seconds.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ _log = logging.getLogger(__name__)
 _PERIOD_S: Final = 1.0
 _EARLY_SHARE: Final = 0.9  # of the period: from then on whoever wakes control causes the beat
 _LATE_SHARE: Final = 1.1  # when nobody has: later than the reports that come once in a period
+_CALM_SHARE: Final = 2.0  # when nobody has reported since the last beat, either
 
 
 class Pulse:
-    """A beat comes after 0.9 to 1.1 periods; after a stall there is one, however many it took."""
+    """A beat comes after 0.9 to 2 periods; after a stall there is one, however many it took."""
 
     def __init__(self, period_s: float = _PERIOD_S) -> None:
         self.period_s = period_s
         self._calls: list[Callable[[], None]] = []
-        self._early_at = 0.0
+        self._began = 0.0  # the last beat
+        self._woken = False  # since then
+        self._share = _LATE_SHARE
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Handle | None = None
 
@@ -39,14 +44,26 @@ class Pulse:
         self._calls.append(call)
 
     def start(self) -> None:
-        self._wait(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self._wait(loop)
 
     def awake(self) -> None:
         """Control is awake anyway. The beat comes when what is there to be read has been read."""
-        if self._timer is not None and self._beating is None:
-            loop = asyncio.get_running_loop()
-            if loop.time() >= self._early_at:
-                self._beating = loop.call_soon(self._beat)
+        if self._timer is None or self._beating is not None:
+            return
+        loop = asyncio.get_running_loop()
+        first, self._woken = not self._woken, True
+        if loop.time() >= self._began + self.period_s * _EARLY_SHARE:
+            self._beating = loop.call_soon(self._beat)
+        elif first:
+            # Who reports now does it again in a period, and that is to be the beat.
+            self._share = _LATE_SHARE
+            self._wait(loop)
+
+    def hurry(self) -> None:
+        """In a beat: the next one is to come in one period, whether or not anybody reports."""
+        self._share = _LATE_SHARE
 
     def stop(self) -> None:
         for handle in (self._timer, self._beating):
@@ -57,14 +74,18 @@ class Pulse:
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._early_at = loop.time() + self.period_s * _EARLY_SHARE
-        self._timer = loop.call_later(self.period_s * _LATE_SHARE, self._beat)
+        self._timer = loop.call_later(self.period_s * self._share, self._beat)
 
     def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
         self._beating = None
-        self._wait(asyncio.get_running_loop())
+        self._share = _LATE_SHARE if self._woken else _CALM_SHARE
+        self._woken = False
         for call in self._calls:
             try:
                 call()
             except Exception:
                 _log.exception("what is done once a second failed; it is tried again")
+        if self._timer is not None:  # not stopped meanwhile
+            self._wait(loop)

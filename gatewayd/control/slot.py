@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gatewayd.control.spawn import Argv, Role, Spawned, own_command, spawn
-from gatewayd.core.messages import Ack, AsBefore, Configure, Drain, Message, Ready, Report
+from gatewayd.core.messages import Ack, Configure, Drain, Message, Ready, Report
 from gatewayd.core.reconcile import backoff
 from gatewayd.net.channel import Channel, ChannelClosedError
 
@@ -62,7 +62,8 @@ class SlotProcess:
         self.ready = False
         self.alive = True
         self.acked = 0
-        self.silent_beats = 0  # the owner's clock: see control.workers
+        self.promised = 0.0  # by when it says again that it lives
+        self.silent_beats = 0  # since that is overdue
         self.connections = 0
         self.sent = 0  # newest version on its way
         self.ports_sent: set[int] = set()  # bridge only: whose descriptors it holds
@@ -215,17 +216,13 @@ class Slot:
     def _received(self, process: SlotProcess, message: Message) -> None:
         self._hooks.heard()
         match message:
-            case AsBefore():
-                process.silent_beats = 0
             case Ready():
                 process.ready = True
-                process.silent_beats = 0
                 self._hooks.ready(process)
             case Ack(version=version):
                 process.acknowledge(version)
                 self._hooks.acked(process)
             case Report():
-                process.silent_beats = 0
                 process.connections = message.connections
                 self._hooks.reported(process, message)
             case _:

@@ -19,13 +19,14 @@ from gatewayd.control.tasks import unless_told
 from gatewayd.core.messages import Configure, Link, ListenerSpec, Message
 from gatewayd.core.model import Limits, Log
 from gatewayd.net import link as datagrams
+from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
 _log = logging.getLogger(__name__)
 
-# Silence is counted in beats of our own, not in seconds: after a stall of control (or of the whole
-# machine) the reports that wait in the channels are read before anybody is given up.
+# Silence is counted in beats of our own, not in seconds: after a stall of control, or of the whole
+# machine, everybody has time to say something before anybody is given up.
 _SILENT_BEATS: Final = 3
 _STARTING_BEATS: Final = 30
 _AFTER_DRAIN_S: Final = 2.0
@@ -42,6 +43,7 @@ class Workers:
         log: Log,
         listeners: Sequence[Listener],
         loads: LoadTable,
+        heartbeats: Heartbeats,
         buckets_fd: int,
         demand_fd: int,
         hooks: Hooks,
@@ -53,7 +55,8 @@ class Workers:
         self._log_spec = log
         self._listeners = listeners
         self._loads = loads
-        self._tables = (loads.fd, buckets_fd, demand_fd)
+        self._heartbeats = heartbeats
+        self._tables = (loads.fd, heartbeats.fd, buckets_fd, demand_fd)
         self._hooks = hooks
         self._pulse = pulse
         pulse.each(self._listen)
@@ -145,17 +148,26 @@ class Workers:
     def _died(self, process: SlotProcess) -> None:
         # What it was serving died with it; its successor must not inherit the counts.
         self._loads.clear_row(process.slot)
+        self._heartbeats.clear(process.slot)
         self._hooks.died(process)
 
     def _running_slots(self) -> list[Slot]:
         return [*self.slots, self.bridge] if self._bridge_wanted else self.slots
 
     def _listen(self) -> None:
+        pulse, now = self._pulse, asyncio.get_running_loop().time()
         for process in self.processes():
+            promised = self._heartbeats.promised(process.slot)
+            # Many are a millisecond late, and all of them come at the same moment as the beat.
+            if promised != process.promised or promised > now:
+                process.promised = promised
+                process.silent_beats = 0
+                continue
+            pulse.hurry()
             process.silent_beats += 1
             allowed = _SILENT_BEATS if process.ready else _STARTING_BEATS
-            if process.silent_beats > allowed:
-                silent_s = allowed * self._pulse.period_s
+            if process.silent_beats >= allowed:
+                silent_s = allowed * pulse.period_s
                 _log.error("%r has been silent for %g s: killed", process, silent_s)
                 process.kill()
 
@@ -169,7 +181,7 @@ class Workers:
         return self._configure(slot, incarnation, tuple(specs)), fds
 
     def _for_bridge(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
-        return self._configure(slot, incarnation, ()), [self._loads.fd]
+        return self._configure(slot, incarnation, ()), [self._loads.fd, self._heartbeats.fd]
 
     def _configure(
         self, slot: Slot, incarnation: int, listeners: tuple[ListenerSpec, ...]

@@ -4,14 +4,13 @@ Owns: the frames. Does not own: how they travel (net.channel).
 
 Control -> process: `Configure` once, then `Certificates`, `Challenges`, `Expected`, `Publish`,
 `Link`, `ReopenLogs`, at last `Drain`. Process -> control: `Ready` once, an `Ack` for each frame
-with a version, a `Report` or `AsBefore` once a second.
+with a version, a `Report` once a second if there is something new.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from gatewayd.core.frames import by_fields
 from gatewayd.core.model import Limits, Log
@@ -149,8 +148,9 @@ class ServiceTotals:
 @by_fields
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Once a second, also the heartbeat. `totals` holds the services that changed since the
-    last report, keyed by `Service.key`; "" is what belongs to no service (404, malformed)."""
+    """Once a second, unless there is nothing that the last one did not tell. `totals` holds the
+    services that changed since then, keyed by `Service.key`; "" is what belongs to no service (404,
+    malformed)."""
 
     slot: int
     incarnation: int
@@ -160,17 +160,6 @@ class Report:
     sighted: tuple[str, ...] = ()  # names of `Expected.paused` that a client came for since
 
 
-class AsBefore:
-    """Instead of a `Report`: nothing has happened since the last one."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "AsBefore()"
-
-
-AS_BEFORE: Final = AsBefore()  # an empty frame: nothing is pickled for it
-
 ForHandshakes = Certificates | Challenges | Expected
 Published = Publish | ForHandshakes
-Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report | AsBefore
+Message = Configure | Published | Link | Drain | ReopenLogs | Ready | Ack | Report

@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gatewayd.core.messages import AS_BEFORE, Message
+from gatewayd.core.messages import Message
 
 _HEADER = struct.Struct("!II")  # payload size in bytes, number of descriptors
 _READ_SIZE = 256 * 1024
@@ -80,9 +80,7 @@ class Channel:
             raise ChannelClosedError
         if len(fds) > _MAX_FDS:
             raise ValueError(f"at most {_MAX_FDS} descriptors fit one frame, not {len(fds)}")
-        # The frame of an idle process: pickle would touch more memory than all the rest of it.
-        idle = message is AS_BEFORE
-        payload = b"" if idle else pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         # Duplicated so that the caller may close its own while the frame still waits.
         frame_fds = tuple(os.dup(fd) for fd in fds)
         header = _HEADER.pack(len(payload), len(fds))
@@ -158,7 +156,7 @@ class Channel:
             if len(self._inbox) < end:
                 return
             payload = bytes(self._inbox[_HEADER.size : end])
-            message: Message = pickle.loads(payload) if payload else AS_BEFORE  # noqa: S301
+            message: Message = pickle.loads(payload)  # noqa: S301
             del self._inbox[:end]
             frame_fds = [self._inbox_fds.popleft() for _ in range(fd_count)]
             self._on_message(message, frame_fds)

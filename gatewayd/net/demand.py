@@ -94,6 +94,10 @@ class DemandTable:
         cells = self._unpack(self._map, column * self._stride * _CELL)
         return Demand(sum(cells[0::4]), sum(cells[1::4]), sum(cells[2::4]), sum(cells[3::4]))
 
+    def counts(self, columns: int) -> bytes:
+        """Of the first so many, over all slots: equal when nothing has been counted between."""
+        return self._map[: columns * self._stride * _CELL]
+
     def end_row(self, slot: int, columns: int, now_ms: int) -> None:
         """The process of a slot is gone: what it ran, in the first `columns`, has ended."""
         if not 0 <= slot < self.slots:

@@ -79,6 +79,10 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.address} [{len(self._idle)} idle]>"
 
+    @property
+    def has_idle(self) -> bool:
+        return bool(self._idle)
+
     def read_head(self, data: bytes, strip: frozenset[bytes], *, keep: bool) -> ResponseHead:
         """`read_response`. With `keep` the caller does not change it, and it is the one that is
         known from now on, if its body can be told from it alone. Raises BadResponse."""

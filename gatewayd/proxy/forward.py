@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Forward:
-    """Runs from the first attempt to the last byte; `plane.active` holds it meanwhile. `sweep_at`
+    """Runs from the first attempt to the last byte; `Sweeper.active` holds it meanwhile. `sweep_at`
     is when the sweeper has something to look at again (loop time)."""
 
     __slots__ = (
@@ -81,7 +81,7 @@ class Forward:
         return f"<Forward {self._exchange!r} attempt {self._exchange.attempts}>"
 
     def start(self) -> None:
-        self._plane.begin(self)
+        self._plane.sweeper.begin(self)
         if self._served.router is None:
             self._exchange.via = "direct"
             self._attempt()
@@ -289,7 +289,7 @@ class Forward:
 
     def _leave(self) -> None:
         self._over = True
-        self._plane.active.discard(self)
+        self._plane.sweeper.active.discard(self)
         if self._course is not None:
             self._course.close()
         self._body.close()

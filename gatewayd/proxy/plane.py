@@ -1,7 +1,7 @@
 """What every exchange of one process shares: loop, pools, load counts, tasks, the sweeper.
 
-Owns: connection pools by address, tasks of exchanges, the walk over deadlines.
-Does not own: snapshots and admission (handler), what a timeout means (forward).
+Owns: connection pools by address, tasks of exchanges, what is done once a second.
+Does not own: snapshots and admission (handler), what runs and its deadlines (sweeper).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
-from gatewayd.core import reply as replies
 from gatewayd.core.model import Address, Endpoint
 from gatewayd.net.lane import Lane
 from gatewayd.net.loads import LoadTable
@@ -22,21 +22,19 @@ from gatewayd.net.outbox import Outbox
 from gatewayd.net.pool import POOL_IDLE_S, Pool
 from gatewayd.net.splice import Splices
 from gatewayd.proxy.question import Asker
+from gatewayd.proxy.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
-    from gatewayd.proxy.forward import Forward
     from gatewayd.proxy.server import EdgeServer
 
 _log = logging.getLogger("gatewayd.proxy")
 
 MUX_IDLE_S: Final = 30.0  # of a shared connection to a router, which keeps idle ones for longer
-_SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
-_SLOW_EVERY: Final = 10  # connections and pools, in sweeps
 
 
 class Plane:
-    """`active` are the forwards that run now, for the sweeper and for draining."""
+    """`date` and `date_line` are those of this second."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, loads: LoadTable, asker: Asker | None = None
@@ -47,8 +45,8 @@ class Plane:
         self.lane = Lane(loop)
         self.splices = Splices(loop)
         self.asker = asker or Asker(loop, 0)
+        self.sweeper = Sweeper(loop, self._each_second)
         self._changed = asyncio.Event()
-        self.active: set[Forward] = set()
         self.servers: list[EdgeServer] = []
         self.chance = random.Random()  # noqa: S311  (spreads ties, guards nothing)
         self.body_idle_timeout = 60.0
@@ -59,9 +57,8 @@ class Plane:
         self._pools: dict[Address, Pool] = {}
         self._mux_pools: dict[Address, MuxPool] = {}  # of routers that are asked
         self._tasks: dict[asyncio.Task[None], Exchange | None] = {}
-        self.date, self.date_line = _dates()  # made once a second
-        self._sweeper: asyncio.Task[None] | None = None
-        self._resting: asyncio.Future[None] | None = None  # the sweeper's, while nothing runs
+        self._minute = 0, b""
+        self._tell_time()
         self._report: Callable[[], None] = _nothing
 
     def pool(self, endpoint: Endpoint) -> Pool:
@@ -127,14 +124,19 @@ class Plane:
             if exchange is not None:
                 exchange.failed()
 
-    def start(self, report: Callable[[], None] | None = None) -> None:
-        """`report` is called in each slow round, once a second, so that an idle process wakes for
-        both at once."""
+    def start(
+        self,
+        report: Callable[[], None] | None = None,
+        promise: Callable[[float], None] | None = None,
+    ) -> None:
+        """`report` is called once a second while anything is open, `promise` with the loop's time
+        of what is done next."""
         self._report = report or _nothing
-        self._sweeper = self.loop.create_task(self._sweep())
+        self.sweeper.start(promise)
 
     async def aclose(self) -> None:
-        tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
+        self.sweeper.close()
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,64 +145,30 @@ class Plane:
         self.keep_pools(set())
         self.lane.close()
 
-    def begin(self, forward: Forward) -> None:
-        """It runs from now on, and has deadlines."""
-        self.active.add(forward)
-        if self._resting is not None:
-            _wake(self._resting)
+    def _each_second(self, now: float) -> bool:
+        """Whether anything is open whose deadlines are looked at in the next second."""
+        self._tell_time()
+        is_open = bool(self._mux_pools)
+        for server in self.servers:
+            for connection in server.each():
+                connection.sweep(now)
+                is_open = True
+        for pool in self._pools.values():
+            pool.close_idle(now - pool.idle_s)
+            is_open = is_open or pool.has_idle
+        for mux_pool in self._mux_pools.values():
+            mux_pool.close_idle(now - MUX_IDLE_S)
+        self._report()  # the last that happened before a rest, too
+        return is_open
 
-    async def _rest(self) -> None:
-        """Nothing runs: the sweeper waits for what is next, an exchange or its slow round."""
-        resting = self._resting = self.loop.create_future()
-        timer = self.loop.call_later(_SWEEP_S * _SLOW_EVERY, _wake, resting)
-        try:
-            await resting
-        finally:
-            timer.cancel()
-            self._resting = None
-
-    async def _sweep(self) -> None:
-        """One task walks all deadlines: a timer per exchange would cost 5 µs each."""
-        loop = self.loop
-        slow_at = loop.time()
-        while True:
-            await (asyncio.sleep(_SWEEP_S) if self.active else self._rest())
-            now = loop.time()
-            try:
-                for forward in list(self.active):
-                    if forward.sweep_at <= now:
-                        self._sweep_one(forward, now)
-                if now - slow_at >= _SWEEP_S * (_SLOW_EVERY - 0.5):
-                    slow_at = now
-                    self.date, self.date_line = _dates()
-                    self._report()
-                    for server in self.servers:
-                        for connection in server.each():
-                            connection.sweep(now)
-                    for pool in list(self._pools.values()):
-                        pool.close_idle(now - pool.idle_s)
-                    for mux_pool in list(self._mux_pools.values()):
-                        mux_pool.close_idle(now - MUX_IDLE_S)
-            except Exception:
-                _log.exception("the sweeper met what it did not expect; it goes on")
-
-    def _sweep_one(self, forward: Forward, now: float) -> None:
-        try:
-            forward.sweep(now)
-        except Exception:  # else those behind it would have no deadlines
-            _log.exception("the deadlines of an exchange could not be looked at")
-            forward.end(replies.INTERNAL)
-
-
-def _dates() -> tuple[bytes, bytes]:
-    """The Date field's value (RFC 9110, 6.6.1), and its line behind another's end."""
-    date = formatdate(usegmt=True).encode()
-    return date, b"\r\nDate: %b\r\n" % date
-
-
-def _wake(resting: asyncio.Future[None]) -> None:
-    if not resting.done():
-        resting.set_result(None)
+    def _tell_time(self) -> None:
+        """The Date field's value (RFC 9110, 6.6.1), and its line behind another's end."""
+        now = int(time.time())
+        second = now % 60
+        if self._minute[0] != now - second:
+            self._minute = now - second, formatdate(now, usegmt=True)[:-6].encode()
+        self.date = b"%b%02d GMT" % (self._minute[1], second)
+        self.date_line = b"\r\nDate: %b\r\n" % self.date
 
 
 def _nothing() -> None:

@@ -12,12 +12,10 @@ import logging
 import os
 import signal
 import socket
-from dataclasses import replace
 from typing import Final, Protocol
 
 from gatewayd.core import reply as replies
 from gatewayd.core.messages import (
-    AS_BEFORE,
     Ack,
     Configure,
     Drain,
@@ -34,6 +32,7 @@ from gatewayd.core.messages import (
 from gatewayd.core.model import Log
 from gatewayd.net import eventlog
 from gatewayd.net.channel import Channel, ChannelClosedError
+from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.scheduling import run_in_turns
 from gatewayd.proxy.plane import Plane
@@ -87,7 +86,8 @@ class DataProcess:
         self._configure: Configure | None = None
         self._plane: Plane | None = None
         self._publishing: asyncio.Queue[tuple[Published, list[int]]] = asyncio.Queue()
-        self._idle_report: Report | None = None  # what says nothing that the last one did not
+        self._heartbeats: Heartbeats | None = None
+        self._told = -1  # connections, in the last report
         self._ready = False
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,7 +140,8 @@ class DataProcess:
             self._plane = Plane(self._loop, loads, asker)
             self._plane.on_news = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout
-            self._role.configure(self._plane, message, fds[1:])
+            self._heartbeats = Heartbeats.attach(fds[1], message.slot)
+            self._role.configure(self._plane, message, fds[2:])
         elif isinstance(message, Publish | ForHandshakes):
             self._publishing.put_nowait((message, fds))
         elif isinstance(message, Link):
@@ -165,8 +166,9 @@ class DataProcess:
 
     def _become_ready(self) -> None:
         assert self._plane is not None
+        assert self._heartbeats is not None
         self._ready = True
-        self._plane.start(self._report)
+        self._plane.start(self._report, self._heartbeats.promise)
         collect_seldom()
         self._send(Ready(os.getpid()))
         self._report()
@@ -181,11 +183,8 @@ class DataProcess:
         if self._channel.closed or self._done.done():
             return  # serving on without control, or at the end: the last report is sent
         report = self._make_report()
-        if report == self._idle_report:
-            self._send(AS_BEFORE)
-        else:
+        if report is not None:
             self._send(report)
-            self._idle_report = replace(report, totals={}, unreachable=(), sighted=())
 
     def _report_soon(self) -> None:
         """A replica refuses: routers are to lose it now, not at the next report. Or a client waits
@@ -193,17 +192,23 @@ class DataProcess:
         if self._ready and not self._channel.closed:
             self._loop.call_soon(self._report)
 
-    def _make_report(self) -> Report:
+    def _make_report(self) -> Report | None:
+        """None when there is nothing that the last one did not tell."""
         configure, plane = self._configure, self._plane
         assert configure is not None
         assert plane is not None
-        unreachable, plane.unreachable = plane.unreachable, set()
-        sighted, plane.sighted = plane.sighted, set()
+        totals = self._role.totals()
+        connections = sum([len(server.connections) for server in plane.servers])
+        unreachable, sighted = plane.unreachable, plane.sighted
+        if not (totals or unreachable or sighted) and connections == self._told:
+            return None
+        self._told = connections
+        plane.unreachable, plane.sighted = set(), set()
         return Report(
             slot=configure.slot,
             incarnation=configure.incarnation,
-            totals=self._role.totals(),
-            connections=sum(len(server.connections) for server in plane.servers),
+            totals=totals,
+            connections=connections,
             unreachable=tuple(sorted(unreachable)),
             sighted=tuple(sorted(sighted)),
         )
@@ -231,7 +236,7 @@ class DataProcess:
         self._role.drain()
         await _emptied(plane, timeout_s)
         await _end_all(plane, timeout_s)
-        self._send(self._make_report())
+        self._report()
         self._finish(0)
 
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.peers import PeerCounts
+from gatewayd.proxy.plane import Plane
 
 
 class EdgeServer(web.Server):
@@ -23,17 +24,20 @@ class EdgeServer(web.Server):
     def __init__(
         self,
         handler: Handler,
-        loop: asyncio.AbstractEventLoop,
+        plane: Plane,
         kind: type[ClientConnection] = ClientConnection,
         peers: PeerCounts | None = None,  # shared with the server of other listeners
     ) -> None:
-        super().__init__(_unused, loop=loop)
+        super().__init__(_unused, loop=plane.loop)
         self.open = True
         self._handler = handler
+        self._sweeper = plane.sweeper
         self._kind = kind
         self._peers = peers or PeerCounts()
 
     def __call__(self) -> ClientConnection:
+        if self._sweeper.resting:
+            self._sweeper.stir()
         return self._kind(self, self._handler, self._peers, self._loop)
 
     def accept(self) -> asyncio.BaseProtocol:

@@ -18,6 +18,7 @@ from gatewayd.net.tls_transport import HandshakeFailure, TlsTransport
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.handling import Handler
 from gatewayd.proxy.peers import PeerCounts
+from gatewayd.proxy.plane import Plane
 from gatewayd.proxy.server import EdgeServer
 
 
@@ -76,11 +77,11 @@ class TlsServer(EdgeServer):
     def __init__(
         self,
         handler: Handler,
-        loop: asyncio.AbstractEventLoop,
+        plane: Plane,
         contexts: Contexts,
         peers: PeerCounts | None = None,
     ) -> None:
-        super().__init__(handler, loop, TlsConnection, peers)
+        super().__init__(handler, plane, TlsConnection, peers)
         self._contexts = contexts
 
     def accept(self) -> asyncio.BaseProtocol:

@@ -62,9 +62,9 @@ class WorkerRole:
         self._edge.apply(self._unpacker.unpack(message.snapshot))
         # The first snapshot: before it there was nothing to serve, so nobody was accepted.
         if not self._listeners and not self._edge.draining:
-            edge, loop, peers = self._edge, self._plane.loop, PeerCounts()
-            await self._listen(EdgeServer(edge, loop, peers=peers), tls=False)
-            await self._listen(TlsServer(edge, loop, self._contexts, peers), tls=True)
+            edge, plane, peers = self._edge, self._plane, PeerCounts()
+            await self._listen(EdgeServer(edge, plane, peers=peers), tls=False)
+            await self._listen(TlsServer(edge, plane, self._contexts, peers), tls=True)
 
     async def _listen(self, server: EdgeServer, *, tls: bool) -> None:
         self._plane.servers.append(server)

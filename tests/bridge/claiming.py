@@ -138,7 +138,7 @@ class Claiming:
         plane = self.plane
         try:
             await until(lambda: not self.open, "no claim is open")
-            await until(lambda: not plane.active, "every exchange has ended")
+            await until(lambda: not plane.sweeper.active, "every exchange has ended")
             await until(lambda: not plane._tasks, "every task of an exchange has ended")
             loads = [self.loads.load(index) for index in range(len(self.ports))]
             assert not any(loads), loads

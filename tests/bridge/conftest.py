@@ -87,7 +87,7 @@ class Bridge:
             await replica.stop()
         try:
             await until(lambda: not any(s.connections for s in self.plane.servers))
-            await until(lambda: not self.plane.active)
+            await until(lambda: not self.plane.sweeper.active)
             await until(lambda: not self.plane._tasks)
             assert not any(self.load(replica) for replica in self.replicas.values())
             assert not self.faults
@@ -106,8 +106,8 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(autouse=True)
 def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gatewayd.proxy.plane._SWEEP_S", 0.01)
-    monkeypatch.setattr("gatewayd.proxy.plane._SLOW_EVERY", 1)
+    monkeypatch.setattr("gatewayd.proxy.sweeper._SWEEP_S", 0.01)
+    monkeypatch.setattr("gatewayd.proxy.sweeper._SLOW_S", 0.01)
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ async def test_a_held_connection_is_not_idle(
     claiming: Claiming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it is held, and however soon idle ones are closed."""
-    monkeypatch.setattr("gatewayd.proxy.plane._SLOW_EVERY", 1)
+    monkeypatch.setattr("gatewayd.proxy.sweeper._SLOW_S", 0.01)
     await claiming.serve("a")
     worker = await claiming.worker()
     held, idle = await claiming.router("a"), await claiming.router("a")

@@ -131,7 +131,7 @@ async def test_and_when_the_rest_of_it_comes_while_a_connection_is_made(
     await client.send(request[:500])
     await until(lambda: bridge.load(bridge.replicas["d"]) == 1)
     await client.send(request[500:])
-    (forward,) = bridge.plane.active
+    (forward,) = bridge.plane.sweeper.active
     await until(forward._exchange.payload.is_eof)
     go.set()
     assert (await client.message()).status == 503

@@ -29,6 +29,7 @@ from gatewayd.core.messages import Report
 from gatewayd.core.model import Limits, Log, Replica, RouterTraits, Service, TcpAddress, UnixAddress
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
+from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
@@ -92,6 +93,7 @@ class Plant:
         self.state = State()
         self.telemetry = Telemetry()
         self.loads = LoadTable.create(workers + 1)
+        self.heartbeats = Heartbeats.create(workers + 1)
         self.buckets = SharedStore.create(8)
         self.demand = DemandTable.create(workers)
         hooks = Hooks(self._spawned, self._ready, self._acked, self._reported, self._died)
@@ -102,6 +104,7 @@ class Plant:
             log=Log(),
             listeners=listeners,
             loads=self.loads,
+            heartbeats=self.heartbeats,
             buckets_fd=self.buckets.fd,
             demand_fd=self.demand.fd,
             hooks=hooks,

@@ -307,3 +307,36 @@ def test_statistics_of_500_services_are_quick(site: Site) -> None:
     took = time.perf_counter() - began
     assert {w[300].requests for w in windows.values()} == {60}
     assert took < 0.1  # 20 ms is the promise, on a machine that does nothing else
+
+
+async def test_what_nobody_has_counted_in_is_not_looked_at(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = site.demands._look
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    monkeypatch.setattr(site.demands, "_look", counted)
+    site.demands.column(LLAMA)
+    site.demands.begin()
+    for _ in range(30):
+        site.clock.now += 1
+        site.demands.beat()
+    assert looks == 1
+    site.short()
+    for _ in range(5):
+        site.clock.now += 1
+        site.demands.beat()
+    assert looks == 2
+    assert site.requests() == (1, 1, 1)
+    site.clock.now += 40
+    site.demands.beat()
+    assert site.requests() == (0, 1, 1)
+    for _ in range(60):  # what is old is forgotten at some time
+        site.clock.now += 1
+        site.demands.beat()
+    assert looks == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -71,6 +72,55 @@ async def test_who_wakes_control_about_then_causes_the_beat(
     pulse.awake()
     await asyncio.sleep(0)
     assert beats.count == 2
+
+
+async def test_when_nobody_reports_there_is_one_beat_in_two_periods() -> None:
+    loop, pulse, beats = asyncio.get_running_loop(), Pulse(0.1), Beats()
+    pulse.each(beats)
+    began = loop.time()
+    pulse.start()
+    async with asyncio.timeout(20):
+        while beats.count < 5:
+            beats.came.clear()
+            await beats.came.wait()
+    pulse.stop()
+    assert loop.time() - began > 0.88  # the first comes after 0.11
+
+
+async def test_who_hurries_has_the_next_beat_in_one_period() -> None:
+    loop, pulse, beats = asyncio.get_running_loop(), Pulse(0.2), Beats()
+    times: list[float] = []
+    pulse.each(beats)
+    pulse.each(lambda: times.append(loop.time()))
+    pulse.each(pulse.hurry)
+    pulse.start()
+    async with asyncio.timeout(20):
+        while beats.count < 6:
+            beats.came.clear()
+            await beats.came.wait()
+    pulse.stop()
+    gaps = [after - before for before, after in pairwise(times)]
+    assert sorted(gaps)[2] < 0.36  # some may be late
+
+
+async def test_the_beat_comes_to_the_report_that_is_too_early_for_it(
+    pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one wake-up follows the other for ever, a fraction of a second behind."""
+    clock, beats = Clock(monkeypatch), Beats()
+    pulse.each(beats)
+    clock.ahead = 300.0
+    pulse.awake()
+    timer = pulse._timer
+    assert timer is not None
+    assert timer.when() == pytest.approx(clock.loop.time() + 1100.0, abs=60.0)
+    clock.ahead = 500.0
+    pulse.awake()  # who reports all the time does not put it off for ever
+    assert pulse._timer is timer
+    clock.ahead = 1300.0
+    pulse.awake()
+    await asyncio.sleep(0)
+    assert beats.count == 1
 
 
 async def test_what_fails_keeps_nobody_else_from_looking(

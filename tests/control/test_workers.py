@@ -29,8 +29,8 @@ async def test_every_slot_gets_the_tables_and_its_own_sockets(make_plant: MakePl
         await plant.all_ready()
         frames = plant.frames("configure")
         assert sorted((f["slot"], f["fds"], tuple(f["kinds"])) for f in frames) == [
-            (0, 4, ("tcp",)),
-            (1, 4, ("tcp",)),
+            (0, 5, ("tcp",)),
+            (1, 5, ("tcp",)),
         ]
     listener.close()
 
@@ -94,6 +94,20 @@ async def test_a_worker_in_which_nothing_happens_is_not_silent(make_plant: MakeP
         await until(lambda: beats > 8)
         assert plant.workers.restarts == 0
         assert plant.process(1).connections == 2
+
+
+async def test_who_has_never_given_a_sign_of_life_has_longer(make_plant: MakePlant) -> None:
+    """It reads a first snapshot, or a slow disk."""
+    async with make_plant(behaviours={1: "silent"}, pulse_s=0.05) as plant:
+        beats = 0
+
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
+
+        plant.pulse.each(beat)
+        await until(lambda: beats > 8)  # nothing is published, so none of them is ready
+        assert plant.workers.restarts == 0
 
 
 async def test_a_stall_of_control_kills_nobody(make_plant: MakePlant) -> None:

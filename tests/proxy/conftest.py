@@ -24,8 +24,8 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture(autouse=True)
 def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of fractions of a second are noticed in time; only what should be closed is."""
-    monkeypatch.setattr("gatewayd.proxy.plane._SWEEP_S", 0.01)
-    monkeypatch.setattr("gatewayd.proxy.plane._SLOW_EVERY", 1)
+    monkeypatch.setattr("gatewayd.proxy.sweeper._SWEEP_S", 0.01)
+    monkeypatch.setattr("gatewayd.proxy.sweeper._SLOW_S", 0.01)
     monkeypatch.setattr("gatewayd.proxy.deadlines._REST_S", 0.0)
     monkeypatch.setattr("gatewayd.proxy.plane.POOL_IDLE_S", 60.0)
     monkeypatch.setattr("gatewayd.proxy.hop.POOL_IDLE_S", 60.0)

@@ -51,7 +51,7 @@ class Gateway:
         access_log = AccessLog(log or Log(access="off"))
         self.edge = Edge(self.plane, Limits(), LocalStore(), demand, access_log)
         self.contexts = Contexts()
-        self.server = EdgeServer(self.edge, self.loop)
+        self.server = EdgeServer(self.edge, self.plane)
         self.plane.servers.append(self.server)
         self.services: dict[str, Service] = {}
         self.replicas: dict[str, Replica] = {}
@@ -83,7 +83,7 @@ class Gateway:
         sock.bind(("127.0.0.1", 0))
         self.tls_port: int = sock.getsockname()[1]
         self.edge.https_port = self.tls_port
-        server = TlsServer(self.edge, self.loop, self.contexts)
+        server = TlsServer(self.edge, self.plane, self.contexts)
         self.plane.servers.append(server)
         self._listeners.append(await listen(self.loop, server, sock))
 
@@ -210,7 +210,7 @@ class Gateway:
         plane = self.plane
         try:
             await self.settle_clients()
-            await until(lambda: not plane.active, "every exchange has ended")
+            await until(lambda: not plane.sweeper.active, "every exchange has ended")
             await until(lambda: not plane._tasks, "every task of an exchange has ended")
             assert not plane.splices.running
             if self.edge.authority is not None:

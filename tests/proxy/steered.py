@@ -179,7 +179,7 @@ class Steered:
         plane = self.gateway.plane
         for wire in self.gateway.clients:
             wire.writer.transport.abort()
-        await until(lambda: not plane.active, "every exchange has ended")
+        await until(lambda: not plane.sweeper.active, "every exchange has ended")
         assert not plane.asker._open, f"still open: {plane.asker!r}"
         await self.router.stop()
         if self.replicas:

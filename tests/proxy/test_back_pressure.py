@@ -92,7 +92,7 @@ async def test_a_replica_that_stalls_holds_the_upload_back(gateway: Gateway, fra
     await wire.upto(b"\r\n\r\n")
     feeder = Feeder(client, BODY)
     assert await feeder.stalled() < BOUND
-    (forward,) = gateway.plane.active
+    (forward,) = gateway.plane.sweeper.active
     assert forward._connection is not None
     assert forward._connection.transport.get_write_buffer_size() < MIB
     (connection,) = gateway.server.each()

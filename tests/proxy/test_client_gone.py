@@ -88,7 +88,7 @@ async def test_with_an_upload_that_the_replica_does_not_take(gateway: Gateway) -
     client.writer.write(post(b"x" * 30_000_000))
     wire = await replica.accept()
     await wire.upto(b"\r\n\r\n")
-    (forward,) = gateway.plane.active
+    (forward,) = gateway.plane.sweeper.active
     connection = forward._connection
     assert connection is not None
     await until(lambda: connection.writing_paused)
@@ -102,7 +102,7 @@ async def test_with_an_answer_that_it_does_not_take(gateway: Gateway) -> None:
     await client.send(get())
     wire, _ = await replica.request()
     wire.writer.write(reply(b"x" * 30_000_000))
-    (forward,) = gateway.plane.active
+    (forward,) = gateway.plane.sweeper.active
     connection = forward._connection
     assert connection is not None
     await until(lambda: connection.reading_paused)
@@ -133,9 +133,9 @@ async def test_while_the_connection_to_the_replica_is_made(gateway: Gateway) -> 
         filler.connect(str(replica.path))
         client = await gateway.client()
         await client.send(get())
-        await until(lambda: gateway.plane.active)
+        await until(lambda: gateway.plane.sweeper.active)
         client.close()
-        await until(lambda: not gateway.plane.active)
+        await until(lambda: not gateway.plane.sweeper.active)
         assert gateway.load(replica) == 0
 
 
@@ -148,7 +148,7 @@ async def test_at_the_moment_of_connecting(gateway: Gateway) -> None:
         for _ in range(turn % 6):
             await asyncio.sleep(0)
         client.reset() if turn % 2 else client.close()
-    await until(lambda: not gateway.plane.active)
+    await until(lambda: not gateway.plane.sweeper.active)
     await until(lambda: not gateway.server.connections)
     for wire in replica.wires:
         await wire.gone()

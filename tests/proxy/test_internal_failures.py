@@ -61,7 +61,7 @@ async def test_while_connecting(gateway: Gateway, monkeypatch: pytest.MonkeyPatc
         assert is_internal(await client.ask(post(b"{}")))
     assert await client.gone() == b""
     assert gateway.load(replica) == 0
-    assert not gateway.plane.active
+    assert not gateway.plane.sweeper.active
     client = await gateway.client()
     assert (await client.ask(post(b"{}"))).body == b"fine"
     assert gateway.totals().codes == {500: 1, 200: 1}

@@ -190,7 +190,7 @@ async def test_a_client_that_leaves(gateway: Gateway, how: str) -> None:
     await wire.expect(BODY[1000:2000])
     getattr(client, how)()
     assert await wire.gone() == b""
-    await until(lambda: not gateway.plane.active)
+    await until(lambda: not gateway.plane.sweeper.active)
     totals = gateway.totals()
     assert totals.codes == {499: 1}
     assert totals.bytes_in == 2000
@@ -201,12 +201,12 @@ async def test_a_client_that_leaves_a_replica_that_takes_nothing(gateway: Gatewa
     replica = await gateway.serve()
     client, wire, _ = await begun(gateway, replica)
     client.writer.write(BODY[1000:])
-    (forward,) = gateway.plane.active
+    (forward,) = gateway.plane.sweeper.active
     connection = forward._connection
     assert connection is not None
     await until(lambda: connection.writing_paused)
     client.reset()
-    await until(lambda: not gateway.plane.active)
+    await until(lambda: not gateway.plane.sweeper.active)
     await wire.gone()
     assert gateway.totals().codes == {499: 1}
 
@@ -237,7 +237,7 @@ async def test_an_early_answer_and_a_close_by_the_replica(gateway: Gateway) -> N
         answer = await client.message()
         assert (answer.status, answer.body) == (413, b"enough")
         client.close()
-        await until(lambda: not gateway.plane.active)
+        await until(lambda: not gateway.plane.sweeper.active)
 
 
 async def test_a_replica_that_is_gone_is_502(gateway: Gateway) -> None:

@@ -156,7 +156,7 @@ async def test_the_end_of_either_side_is_the_end_of_the_other(
     await second.expect(b"last words")
     getattr(first, how)()
     assert await second.gone() == b""
-    await until(lambda: not gateway.plane.active)
+    await until(lambda: not gateway.plane.sweeper.active)
 
 
 async def test_what_was_said_before_the_end_arrives(gateway: Gateway) -> None:
