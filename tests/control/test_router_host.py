@@ -300,8 +300,8 @@ async def test_two_routers_at_once_keep_apart(tmp_path: Path) -> None:
     async with (
         FakeEngine("a") as one,
         FakeEngine("b") as two,
-        hosting(REAL, tmp_path / "one") as (first, _),
-        hosting(REAL, tmp_path / "two") as (second, _),
+        hosting(REAL, tmp_path / "one", Pace()) as (first, _),
+        hosting(REAL, tmp_path / "two", Pace()) as (second, _),
     ):
         first.set_targets([Target("a", one.url)])
         second.set_targets([Target("b", two.url)])
