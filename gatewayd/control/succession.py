@@ -203,6 +203,7 @@ class Succession:
         self._notifier = notifier
         self._holding = holding
         self._task: asyncio.Task[None] | None = None
+        self._again = False  # asked for while one that failed is cleared away
         self._in_charge: Successor | None = None
 
     def __repr__(self) -> str:
@@ -225,7 +226,11 @@ class Succession:
         elif os.getpid() == 1:
             self.fault = "pid 1 cannot be replaced: its container would end with it"
         elif self.under_way:
-            _log.warning("SIGUSR2: a successor is starting already")
+            if self.fault is None:
+                _log.warning("SIGUSR2: a successor is starting already")
+            else:
+                _log.info("SIGUSR2: tried again as soon as the one that failed is cleared away")
+                self._again = True
             return
         else:
             self.fault = None
@@ -240,6 +245,13 @@ class Succession:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, argv: Sequence[str]) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            self.fault = None
+            await self._try(argv)
+
+    async def _try(self, argv: Sequence[str]) -> None:
         _log.info("SIGUSR2: starting a successor")
         try:
             successor = await Successor.start(
