@@ -101,7 +101,7 @@ class Setting:
         self.plane = Plane(loop, loads)
         log = AccessLog(Log(access="/dev/null"))
         self.edge = Edge(self.plane, Limits(), buckets, demand, log)
-        self.server = EdgeServer(self.edge, loop)
+        self.server = EdgeServer(self.edge, self.plane)
         self.endpoint = Endpoint("a", UnixAddress("/nowhere"), 0, "a", 0.0)
         service = Service(
             "main",
