@@ -62,8 +62,10 @@ class Request:
             await loop.create_unix_connection(lambda: protocol, self.target)
         else:
             host, _, port = self.target.rpartition(":")
-            tls = {"ssl": TLS, "server_hostname": self.headers["Host"]} if self.tls else {}
-            await loop.create_connection(lambda: protocol, host, int(port), **tls)
+            tls, name = (TLS, self.headers["Host"]) if self.tls else (None, None)
+            await loop.create_connection(
+                lambda: protocol, host, int(port), ssl=tls, server_hostname=name
+            )
 
 
 def tell(**values: object) -> None:
