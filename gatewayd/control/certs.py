@@ -110,7 +110,8 @@ class Certificates:
 
     def beat(self) -> None:
         """To be called once a second."""
-        self._wake.set()
+        if self._task is not None:
+            self._wake.set()
 
     def sighted(self, names: Iterable[str]) -> None:
         """Clients came for these, and wait for a certificate. Without HTTPS nobody looks."""

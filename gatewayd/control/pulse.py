@@ -21,18 +21,19 @@ _log = logging.getLogger(__name__)
 _PERIOD_S: Final = 1.0
 _EARLY_SHARE: Final = 0.9  # of the period: from then on whoever wakes control causes the beat
 _LATE_SHARE: Final = 1.1  # when nobody has: later than the reports that come once in a period
-_CALM_SHARE: Final = 2.0  # when nobody has reported since the last beat, either
+_CALM: Final = 2  # periods, when nobody has reported since the last beat, either
+_BEHIND_SHARE: Final = 0.1  # the rounds of resting workers, which are at every other whole second
 
 
 class Pulse:
-    """A beat comes after 0.9 to 2 periods; after a stall there is one, however many it took."""
+    """A beat comes after 0.9 to 2.9 periods; after a stall there is one, however many it took."""
 
     def __init__(self, period_s: float = _PERIOD_S) -> None:
         self.period_s = period_s
         self._calls: list[Callable[[], None]] = []
         self._began = 0.0  # the last beat
         self._woken = False  # since then
-        self._share = _LATE_SHARE
+        self._calm = False
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Handle | None = None
 
@@ -58,12 +59,12 @@ class Pulse:
             self._beating = loop.call_soon(self._beat)
         elif first:
             # Who reports now does it again in a period, and that is to be the beat.
-            self._share = _LATE_SHARE
+            self._calm = False
             self._wait(loop)
 
     def hurry(self) -> None:
         """In a beat: the next one is to come in one period, whether or not anybody reports."""
-        self._share = _LATE_SHARE
+        self._calm = False
 
     def stop(self) -> None:
         for handle in (self._timer, self._beating):
@@ -74,13 +75,20 @@ class Pulse:
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_later(self.period_s * self._share, self._beat)
+        period, now = self.period_s, loop.time()
+        if self._calm:
+            whole = (
+                (now + period * (_EARLY_SHARE - _BEHIND_SHARE)) // (_CALM * period) + 1
+            ) * _CALM
+            self._timer = loop.call_at((whole + _BEHIND_SHARE) * period, self._beat)
+        else:
+            self._timer = loop.call_at(now + period * _LATE_SHARE, self._beat)
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._beating = None
-        self._share = _LATE_SHARE if self._woken else _CALM_SHARE
+        self._calm = not self._woken
         self._woken = False
         for call in self._calls:
             try:

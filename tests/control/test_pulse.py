@@ -84,7 +84,7 @@ async def test_when_nobody_reports_there_is_one_beat_in_two_periods() -> None:
             beats.came.clear()
             await beats.came.wait()
     pulse.stop()
-    assert loop.time() - began > 0.88  # the first comes after 0.11
+    assert loop.time() - began > 0.7  # the first after 0.11, the second 0.1 behind an even period
 
 
 async def test_who_hurries_has_the_next_beat_in_one_period() -> None:
