@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from gatewayd.proxy.connection import ClientConnection
 from gatewayd.proxy.handling import Handler
@@ -36,13 +37,17 @@ class EdgeServer(web.Server):
         self._peers = peers or PeerCounts()
 
     def __call__(self) -> ClientConnection:
-        if self._sweeper.resting:
-            self._sweeper.stir()
         return self._kind(self, self._handler, self._peers, self._loop)
 
     def accept(self) -> asyncio.BaseProtocol:
         """What speaks with a connection that was accepted."""
         return self()
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        # Now that it is known: a round that does not see it rests again.
+        if self._sweeper.resting:
+            self._sweeper.stir()
 
     def each(self) -> list[ClientConnection]:
         return [c for c in self._connections if isinstance(c, ClientConnection)]

@@ -62,7 +62,7 @@ class Sweeper:
             self._timer.cancel()
 
     def stir(self) -> None:
-        """To be called while `resting` when something opens."""
+        """To be called while `resting` when something has opened, as soon as `slow` sees it."""
         self.close()
         self._slow_at = 0.0
         self._round()

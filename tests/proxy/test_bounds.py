@@ -287,6 +287,22 @@ async def test_connections_of_one_address_are_bounded(gateway: Gateway) -> None:
     assert (await fourth.ask(get())).status == 200
 
 
+async def test_the_first_client_after_a_rest_has_its_bounds_too(gateway: Gateway) -> None:
+    """It stirs the sweeper, which looks at nothing while nobody is there."""
+    gateway.limit(header_timeout=0.05, keepalive_timeout=0.1)
+    await gateway.serve()
+    await until(lambda: gateway.plane.sweeper.resting)
+    slow = await gateway.client()
+    await slow.send(b"GET / HT")
+    assert (await slow.message()).status == 408
+    await slow.gone()
+    slow.close()
+    await until(lambda: gateway.plane.sweeper.resting)
+    silent = await gateway.client()
+    await silent.gone()
+    silent.close()
+
+
 async def test_each_refusal_of_a_bound_is_named_in_the_metrics(gateway: Gateway) -> None:
     gateway.limit(
         request_line_size=200,

@@ -68,6 +68,7 @@ async def test_plain_http_is_told_so(secure: Gateway) -> None:
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01", b"\x16\x03\x01\x00\x05junk!!"])
 async def test_a_handshake_that_does_not_go_on_is_bounded(secure: Gateway, said: bytes) -> None:
     secure.limit(header_timeout=0.1)
+    await until(lambda: secure.plane.sweeper.resting)  # it is looked at even as the first
     wire = await secure.client(secure.tls_port)
     await wire.send(said)
     await wire.gone()
