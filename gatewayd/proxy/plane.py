@@ -148,7 +148,7 @@ class Plane:
     def _each_second(self, now: float) -> bool:
         """Whether anything is open whose deadlines are looked at in the next second."""
         self._tell_time()
-        is_open = bool(self._mux_pools)
+        is_open = bool(self._mux_pools or self._tasks)
         for server in self.servers:
             for connection in server.each():
                 connection.sweep(now)

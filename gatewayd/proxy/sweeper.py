@@ -41,6 +41,7 @@ class Sweeper:
         self._loop = loop
         self._slow = slow
         self._promise: Callable[[float], None] = _nobody_waits
+        self._quiet = False  # at the last slow round nothing was open
         self._slow_at = 0.0
         self._slowly = False  # no round comes before that
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +91,9 @@ class Sweeper:
                 self._sweep(forward, now)
         if now >= self._slow_at - _SWEEP_S / 2:  # timers are as exact as a millisecond
             try:
-                self.resting = not (self._slow(now) or self.active)
+                quiet, self._quiet = self._quiet, not (self._slow(now) or self.active)
+                # Twice: what ends a moment after its connection is told by the second.
+                self.resting = quiet and self._quiet
             except Exception:
                 _log.exception("what is done every second failed; it is done again in the next")
             self._slow_next(now, _REST_S if self.resting else _SLOW_S)
