@@ -6,7 +6,8 @@ writes one line of JSON on the file $SCRIPTED_LOG for each frame it gets. Behavi
 `ack` (acknowledges, reports every 50 ms), `silent` (ready, then gives no sign of life), `dead`
 (exits 3 at once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on
 endpoint index 0), `idle` (reports once, then only lives on), `last-words` (counts its requests only
-in its last report), `stubborn` (does not drain).
+in its last report), `late` (gives its first sign of life 0.3 s after it is ready), `stubborn` (does
+not drain).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Scripted:
         self.loads: LoadTable | None = None
         self.heartbeats: Heartbeats | None = None
         self.publishes = 0
+        self.ready_at = 0.0
         self.reports = 0
         self.unpacker = Unpacker()
         self.ports: dict[int, int] = {}
@@ -110,6 +112,7 @@ class Scripted:
             }
             self.note(frame="snapshot", version=snapshot.version, targets=targets)
         if self.publishes == 1:
+            self.ready_at = asyncio.get_running_loop().time()
             self.channel.send(Ready(os.getpid()))
         if self.publishes == 1 or "deaf" not in self.behaviour:
             self.channel.send(Ack(snapshot.version))
@@ -129,7 +132,9 @@ class Scripted:
     async def run(self) -> int:
         while not self.done.done():
             if self.publishes and self.heartbeats and "silent" not in self.behaviour:
-                self.heartbeats.promise(asyncio.get_running_loop().time() + 0.05)
+                now = asyncio.get_running_loop().time()
+                if "late" not in self.behaviour or now > self.ready_at + 0.3:
+                    self.heartbeats.promise(now + 0.05)
                 self.report({} if "last-words" in self.behaviour else {"main/llama": self.totals})
             await asyncio.wait((self.done,), timeout=0.05)
         return int(self.done.result())

@@ -218,6 +218,7 @@ class Slot:
         match message:
             case Ready():
                 process.ready = True
+                process.silent_beats = 0  # while it started it had longer
                 self._hooks.ready(process)
             case Ack(version=version):
                 process.acknowledge(version)

@@ -80,18 +80,18 @@ async def test_a_silent_worker_is_killed_and_replaced_at_once(
     assert "replaced at once" in caplog.text
 
 
+async def beats(plant: Plant, count: int) -> None:
+    """Until so many more have come."""
+    came: list[None] = []
+    plant.pulse.each(lambda: came.append(None))
+    await until(lambda: len(came) >= count)
+
+
 async def test_a_worker_in_which_nothing_happens_is_not_silent(make_plant: MakePlant) -> None:
     async with make_plant(behaviours={1: "ack+idle"}, pulse_s=0.1) as plant:
-        beats = 0
-
-        def beat() -> None:
-            nonlocal beats
-            beats += 1
-
         await plant.publisher.publish()
         await plant.all_ready()
-        plant.pulse.each(beat)
-        await until(lambda: beats > 8)
+        await beats(plant, 9)
         assert plant.workers.restarts == 0
         assert plant.process(1).connections == 2
 
@@ -99,14 +99,18 @@ async def test_a_worker_in_which_nothing_happens_is_not_silent(make_plant: MakeP
 async def test_who_has_never_given_a_sign_of_life_has_longer(make_plant: MakePlant) -> None:
     """It reads a first snapshot, or a slow disk."""
     async with make_plant(behaviours={1: "silent"}, pulse_s=0.05) as plant:
-        beats = 0
+        await beats(plant, 9)  # nothing is published, so none of them is ready
+        assert plant.workers.restarts == 0
 
-        def beat() -> None:
-            nonlocal beats
-            beats += 1
 
-        plant.pulse.each(beat)
-        await until(lambda: beats > 8)  # nothing is published, so none of them is ready
+async def test_what_was_silent_while_it_started_is_not_so_when_it_is_ready(
+    make_plant: MakePlant,
+) -> None:
+    async with make_plant(behaviours={1: "ack+late"}, pulse_s=0.2) as plant:
+        await beats(plant, 4)
+        await plant.publisher.publish()
+        await plant.all_ready()
+        await beats(plant, 4)
         assert plant.workers.restarts == 0
 
 
