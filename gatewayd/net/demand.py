@@ -10,13 +10,12 @@ successor goes on from there.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from typing import Final
 
 from gatewayd.core.demand import Demand
-from gatewayd.net.sealed import sealed
+from gatewayd.net.sealed import Cells, sealed
 
 CAPACITY: Final = 16384  # columns
 NOBODY: Final = 0  # the column of services beyond the capacity, which nobody reads
@@ -25,20 +24,18 @@ _CELL: Final = 8
 _NAME: Final = "gatewayd-demand"
 
 
-class DemandTable:
+class DemandTable(Cells):
     """Made once by control (`create`), attached by each worker as one slot (`attach`)."""
 
-    __slots__ = ("_cells", "_map", "_own", "_stride", "_unpack", "fd", "slots")
+    __slots__ = ("_own", "_stride", "_unpack", "slots")
 
     def __init__(self, fd: int, slot: int | None) -> None:
         size = os.fstat(fd).st_size
         slots, rest = divmod(size, CAPACITY * _FIELDS * _CELL)
         if rest or not slots or (slot is not None and not 0 <= slot < slots):
             raise ValueError(f"demand table of {size} bytes has no row {slot}")
-        self.fd = fd
+        super().__init__(fd, "q")
         self.slots = slots
-        self._map = mmap.mmap(fd, size)
-        self._cells = memoryview(self._map).cast("q")
         self._unpack = struct.Struct(f"{slots * _FIELDS}q").unpack_from
         self._stride = slots * _FIELDS
         # A table without a slot may not count: its cells lie beyond the end and raise IndexError.
@@ -108,11 +105,6 @@ class DemandTable:
             if row.running or row.open_ms:
                 for offset, value in enumerate(row.ended(now_ms)):
                     cells[cell + offset] = value
-
-    def close(self) -> None:
-        self._cells.release()
-        self._map.close()
-        os.close(self.fd)
 
     def __repr__(self) -> str:
         return f"<DemandTable {self.slots} slots x {CAPACITY} services, fd {self.fd}>"

@@ -9,29 +9,26 @@ else, is most of what an idle gateway costs.
 
 from __future__ import annotations
 
-import mmap
 import os
 
-from gatewayd.net.sealed import sealed
+from gatewayd.net.sealed import Cells, sealed
 
 _CELL = 8
 _MS = 1000
 
 
-class Heartbeats:
+class Heartbeats(Cells):
     """Made once by control (`create`), attached by each process as one slot (`attach`). Times are
     those of CLOCK_MONOTONIC, in seconds, as the loop's are."""
 
-    __slots__ = ("_cells", "_map", "_own", "fd", "slots")
+    __slots__ = ("_own", "slots")
 
     def __init__(self, fd: int, slot: int | None) -> None:
-        size = os.fstat(fd).st_size
-        self.fd = fd
-        self.slots = size // _CELL
-        if slot is not None and not 0 <= slot < self.slots:
-            raise ValueError(f"slot {slot} is not one of {self.slots}")
-        self._map = mmap.mmap(fd, size)
-        self._cells = memoryview(self._map).cast("Q")
+        slots = os.fstat(fd).st_size // _CELL
+        if slot is not None and not 0 <= slot < slots:
+            raise ValueError(f"slot {slot} is not one of {slots}")
+        super().__init__(fd, "Q")
+        self.slots = slots
         # A table without a slot may not promise: its cell lies beyond the end, an IndexError.
         self._own = self.slots if slot is None else slot
 
@@ -56,11 +53,6 @@ class Heartbeats:
     def clear(self, slot: int) -> None:
         """Its process is gone."""
         self._cells[slot] = 0
-
-    def close(self) -> None:
-        self._cells.release()
-        self._map.close()
-        os.close(self.fd)
 
     def __repr__(self) -> str:
         return f"<Heartbeats of {self.slots} slots, fd {self.fd}>"

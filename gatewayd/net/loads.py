@@ -10,26 +10,25 @@ beside each other, because sums are read for every candidate of every request.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from array import array
 from collections.abc import Iterable
 
-from gatewayd.net.sealed import sealed
+from gatewayd.net.sealed import Cells, sealed
 
 CAPACITY = 16384  # endpoint indexes 0..16383; 64 KiB per slot
 _CELL = 4
 
 
-class LoadTable:
+class LoadTable(Cells):
     """Made once by control (`create`), attached by each process as one slot (`attach`).
 
     A process that takes over a slot calls `clear_row` for it first: its predecessor may have
     died with requests counted.
     """
 
-    __slots__ = ("_cells", "_map", "_own", "_stride", "_unpack", "fd", "slots")
+    __slots__ = ("_own", "_stride", "_unpack", "slots")
 
     def __init__(self, fd: int, slots: int, slot: int | None) -> None:
         if slot is not None and not 0 <= slot < slots:
@@ -37,10 +36,8 @@ class LoadTable:
         size = CAPACITY * slots * _CELL
         if os.fstat(fd).st_size != size:
             raise ValueError(f"load table of {os.fstat(fd).st_size} bytes, expected {size}")
-        self.fd = fd
+        super().__init__(fd, "I")
         self.slots = slots
-        self._map = mmap.mmap(fd, size)
-        self._cells = memoryview(self._map).cast("I")
         self._unpack = struct.Struct(f"{slots}I").unpack_from
         self._stride = slots * _CELL
         # A table without a slot may not write: its cells lie beyond the end and raise IndexError.
@@ -85,11 +82,6 @@ class LoadTable:
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} is not one of {self.slots}")
         self._cells[slot :: self.slots] = memoryview(array("I", bytes(CAPACITY * _CELL)))
-
-    def close(self) -> None:
-        self._cells.release()
-        self._map.close()
-        os.close(self.fd)
 
     def __repr__(self) -> str:
         return f"<LoadTable {self.slots} slots x {CAPACITY} endpoints, fd {self.fd}>"

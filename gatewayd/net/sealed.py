@@ -1,12 +1,15 @@
 """Memory that several processes map, and that none of them can take away from another.
 
-Owns: making it. Does not own: its layout (net.loads, net.buckets, net.demand).
+Owns: making it, mapping it as an array. Does not own: its layout (net.loads, net.buckets,
+net.demand, net.heartbeats).
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
+from typing import Literal
 
 
 def sealed(name: str, size: int) -> int:
@@ -16,3 +19,19 @@ def sealed(name: str, size: int) -> int:
     # Nobody may shrink it: a reader beyond the end would die of SIGBUS.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return fd
+
+
+class Cells:
+    """All of it as an array of numbers. Takes over `fd`: `close` closes it."""
+
+    __slots__ = ("_cells", "_map", "fd")
+
+    def __init__(self, fd: int, kind: Literal["I", "Q", "q"]) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, 0)
+        self._cells = memoryview(self._map).cast(kind)
+
+    def close(self) -> None:
+        self._cells.release()
+        self._map.close()
+        os.close(self.fd)
