@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -32,8 +33,7 @@ class Pulse:
         self.period_s = period_s
         self._calls: list[Callable[[], None]] = []
         self._began = 0.0  # the last beat
-        self._woken = False  # since then
-        self._calm = False
+        self._woken = False  # since then, or in it
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Handle | None = None
 
@@ -47,7 +47,7 @@ class Pulse:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
-        self._wait(loop)
+        self._wait(loop, calm=False)
 
     def awake(self) -> None:
         """Control is awake anyway. The beat comes when what is there to be read has been read."""
@@ -59,12 +59,11 @@ class Pulse:
             self._beating = loop.call_soon(self._beat)
         elif first:
             # Who reports now does it again in a period, and that is to be the beat.
-            self._calm = False
-            self._wait(loop)
+            self._wait(loop, calm=False)
 
     def hurry(self) -> None:
         """In a beat: the next one is to come in one period, whether or not anybody reports."""
-        self._calm = False
+        self._woken = True
 
     def stop(self) -> None:
         for handle in (self._timer, self._beating):
@@ -72,28 +71,28 @@ class Pulse:
                 handle.cancel()
         self._timer = self._beating = None
 
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _wait(self, loop: asyncio.AbstractEventLoop, *, calm: bool) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        period, now = self.period_s, loop.time()
-        if self._calm:
-            whole = (
-                (now + period * (_EARLY_SHARE - _BEHIND_SHARE)) // (_CALM * period) + 1
-            ) * _CALM
-            self._timer = loop.call_at((whole + _BEHIND_SHARE) * period, self._beat)
-        else:
-            self._timer = loop.call_at(now + period * _LATE_SHARE, self._beat)
+        now, period = loop.time(), self.period_s
+        late = now + period * _LATE_SHARE
+        at = self._behind_a_rest(now + period * _EARLY_SHARE) if calm else late
+        self._timer = loop.call_at(at, self._beat)
+
+    def _behind_a_rest(self, earliest: float) -> float:
+        """Just behind a round of resting workers."""
+        rests, behind = self.period_s * _CALM, self.period_s * _BEHIND_SHARE
+        return math.ceil((earliest - behind) / rests) * rests + behind
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._beating = None
-        self._calm = not self._woken
-        self._woken = False
+        reported, self._woken = self._woken, False
         for call in self._calls:
             try:
                 call()
             except Exception:
                 _log.exception("what is done once a second failed; it is tried again")
         if self._timer is not None:  # not stopped meanwhile
-            self._wait(loop)
+            self._wait(loop, calm=not (reported or self._woken))

@@ -30,6 +30,12 @@ class Beats:
         self.count += 1
         self.came.set()
 
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(20):
+            while self.count < count:
+                self.came.clear()
+                await self.came.wait()
+
 
 @pytest.fixture
 async def pulse() -> Iterator[Pulse]:
@@ -43,10 +49,7 @@ async def test_it_beats_by_itself() -> None:
     pulse, beats = Pulse(0.01), Beats()
     pulse.each(beats)
     pulse.start()
-    async with asyncio.timeout(20):
-        while beats.count < 3:
-            beats.came.clear()
-            await beats.came.wait()
+    await beats.until(3)
     pulse.stop()
 
 
@@ -79,10 +82,7 @@ async def test_when_nobody_reports_there_is_one_beat_in_two_periods() -> None:
     pulse.each(beats)
     began = loop.time()
     pulse.start()
-    async with asyncio.timeout(20):
-        while beats.count < 5:
-            beats.came.clear()
-            await beats.came.wait()
+    await beats.until(5)
     pulse.stop()
     assert loop.time() - began > 0.7  # the first after 0.11, the second 0.1 behind an even period
 
@@ -94,10 +94,7 @@ async def test_who_hurries_has_the_next_beat_in_one_period() -> None:
     pulse.each(lambda: times.append(loop.time()))
     pulse.each(pulse.hurry)
     pulse.start()
-    async with asyncio.timeout(20):
-        while beats.count < 6:
-            beats.came.clear()
-            await beats.came.wait()
+    await beats.until(6)
     pulse.stop()
     gaps = [after - before for before, after in pairwise(times)]
     assert sorted(gaps)[2] < 0.36  # some may be late
