@@ -110,8 +110,7 @@ class Certificates:
 
     def beat(self) -> None:
         """To be called once a second."""
-        if self._task is not None:
-            self._wake.set()
+        self._wake.set()
 
     def sighted(self, names: Iterable[str]) -> None:
         """Clients came for these, and wait for a certificate. Without HTTPS nobody looks."""

@@ -66,10 +66,9 @@ class Demands:
         self._current: set[str] = set()
         self._free: list[int] = []
         self._columns = NOBODY + 1  # that were ever given away
-        self._saved: object = None
         self._saving: asyncio.Future[None] | None = None
         self._counts = b""  # of all columns, at the last look
-        self._unsaved = False
+        self._unsaved = False  # something has changed since
         self._begun = False
         self._beats = 0
         self._given_away = False
@@ -100,20 +99,18 @@ class Demands:
         if not self._begun:
             return
         counts = self._table.counts(self._columns)
-        still = counts == self._counts and self._predecessor is None
-        if not still or self._beats % _LOOK_EVERY == 0:
-            self._counts = counts
+        moved = counts != self._counts or self._predecessor is not None
+        self._counts = counts
+        if moved or self._beats % _LOOK_EVERY == 0:
             self._look()
-            self._unsaved = True
+        self._unsaved = self._unsaved or moved
         self._beats += 1
         if not self._unsaved or self._given_away or self._beats % _SAVE_EVERY != 1:
             return
         if self._saving is not None and not self._saving.done():
             return
         self._unsaved = False
-        if (kept := self._kept()) != self._saved:
-            self._saved = kept
-            self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, kept))
+        self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, self._kept()))
 
     async def aclose(self) -> None:
         """The last word is kept too. What was never begun has none."""
@@ -236,6 +233,7 @@ class Demands:
             counted.history.note(now, demand)
             if name not in self._current and not demand.running and counted.history.idle(now):
                 del self._counted[name]
+                self._unsaved = True
                 self._free.append(counted.column)
 
     def _kept(self) -> dict[str, Kept]:
