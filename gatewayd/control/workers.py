@@ -158,13 +158,13 @@ class Workers:
         pulse, now = self._pulse, asyncio.get_running_loop().time()
         for process in self.processes():
             promised = self._heartbeats.promised(process.slot)
-            # Many are a millisecond late, and all of them come at the same moment as the beat.
-            if promised != process.promised or promised > now:
-                process.promised = promised
+            renewed, process.promised = promised != process.promised, promised
+            if promised > now:
                 process.silent_beats = 0
                 continue
             pulse.hurry()
-            process.silent_beats += 1
+            # Many are a millisecond late, and all of them come at the same moment as the beat.
+            process.silent_beats = 0 if renewed else process.silent_beats + 1
             allowed = _SILENT_BEATS if process.ready else _STARTING_BEATS
             if process.silent_beats >= allowed:
                 silent_s = allowed * pulse.period_s

@@ -17,6 +17,7 @@ from gatewayd.control import slot as slot_module
 from gatewayd.control import workers as workers_module
 from gatewayd.core.messages import ReopenLogs
 from gatewayd.core.model import TcpAddress
+from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.listeners import bind_slots
 
 MakePlant = Callable[..., Plant]
@@ -101,6 +102,34 @@ async def test_who_has_never_given_a_sign_of_life_has_longer(make_plant: MakePla
     async with make_plant(behaviours={1: "silent"}, pulse_s=0.05) as plant:
         await beats(plant, 9)  # nothing is published, so none of them is ready
         assert plant.workers.restarts == 0
+
+
+async def test_an_overdue_promise_is_looked_at_again_soon_even_when_it_is_a_new_one(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stops right behind a promise is else found a calm period later."""
+    async with make_plant(behaviours={0: "silent", 1: "silent"}) as plant:
+        await plant.publisher.publish()
+        await plant.all_ready()
+        plant.pulse.stop()
+        loop, hurried = asyncio.get_running_loop(), 0
+
+        def hurry() -> None:
+            nonlocal hurried
+            hurried += 1
+
+        monkeypatch.setattr(plant.pulse, "hurry", hurry)
+        rows = [Heartbeats.attach(os.dup(plant.heartbeats.fd), slot) for slot in (0, 1)]
+        rows[0].promise(loop.time() + 1000)
+        rows[1].promise(loop.time() - 0.1)
+        plant.workers._listen()
+        assert hurried == 1
+        assert [plant.process(slot).silent_beats for slot in (0, 1)] == [0, 0]
+        plant.workers._listen()
+        assert hurried == 2
+        assert [plant.process(slot).silent_beats for slot in (0, 1)] == [0, 1]
+        for row in rows:
+            row.close()
 
 
 async def test_what_was_silent_while_it_started_is_not_so_when_it_is_ready(
