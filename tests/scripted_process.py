@@ -3,11 +3,10 @@
     python scripted_process.py BEHAVIOUR CHANNEL_FD
 
 writes one line of JSON on the file $SCRIPTED_LOG for each frame it gets. Behaviours, joined by `+`:
-`ack` (acknowledges, reports every 50 ms), `silent` (ready, then gives no sign of life), `dead`
-(exits 3 at once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on
+`ack` (acknowledges, reports every 50 ms), `silent` (ready, and from then on no sign of life),
+`dead` (exits 3 at once), `deaf` (ready, acknowledges only the first), `heavy` (holds one request on
 endpoint index 0), `idle` (reports once, then only lives on), `last-words` (counts its requests only
-in its last report), `late` (gives its first sign of life 0.3 s after it is ready), `stubborn` (does
-not drain).
+in its last report), `stubborn` (does not drain).
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from gatewayd.core.messages import (
 )
 from gatewayd.core.packing import PackedSnapshot, Unpacker
 from gatewayd.core.snapshot import BridgeSnapshot
+from gatewayd.net.alarm import Alarm
 from gatewayd.net.channel import Channel
-from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.loads import LoadTable
 
 
@@ -46,9 +45,8 @@ class Scripted:
         self.channel = Channel(socket.socket(fileno=fd), self.received, self.closed)
         self.configure: Configure | None = None
         self.loads: LoadTable | None = None
-        self.heartbeats: Heartbeats | None = None
+        self.alarm: Alarm | None = None
         self.publishes = 0
-        self.ready_at = 0.0
         self.reports = 0
         self.unpacker = Unpacker()
         self.ports: dict[int, int] = {}
@@ -64,8 +62,8 @@ class Scripted:
         match message:
             case Configure():
                 self.configure = message
-                self.loads = LoadTable.attach(fds[0], message.slots, message.slot)
-                self.heartbeats = Heartbeats.attach(fds[1], message.slot)
+                self.alarm = Alarm(fds[0])
+                self.loads = LoadTable.attach(fds[1], message.slots, message.slot)
                 kinds = [listener.kind for listener in message.listeners]
                 self.note(frame="configure", slot=message.slot, fds=len(fds), kinds=kinds)
                 if "heavy" in self.behaviour:
@@ -112,7 +110,8 @@ class Scripted:
             }
             self.note(frame="snapshot", version=snapshot.version, targets=targets)
         if self.publishes == 1:
-            self.ready_at = asyncio.get_running_loop().time()
+            if "silent" in self.behaviour and self.alarm:
+                self.alarm.ring_in(0.1)
             self.channel.send(Ready(os.getpid()))
         if self.publishes == 1 or "deaf" not in self.behaviour:
             self.channel.send(Ack(snapshot.version))
@@ -131,10 +130,8 @@ class Scripted:
 
     async def run(self) -> int:
         while not self.done.done():
-            if self.publishes and self.heartbeats and "silent" not in self.behaviour:
-                now = asyncio.get_running_loop().time()
-                if "late" not in self.behaviour or now > self.ready_at + 0.3:
-                    self.heartbeats.promise(now + 0.05)
+            if self.publishes and self.alarm and "silent" not in self.behaviour:
+                self.alarm.ring_in(0.1)
                 self.report({} if "last-words" in self.behaviour else {"main/llama": self.totals})
             await asyncio.wait((self.done,), timeout=0.05)
         return int(self.done.result())

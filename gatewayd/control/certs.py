@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LOOK_EVERY_S: Final = 2.0
 _LATE_SHARE: Final = 0.25  # of its lifetime left: whoever renews it should have done so
 
 
@@ -108,9 +110,10 @@ class Certificates:
         else:
             self._publisher.expect(*acme.expected(uncovered(self._served(), self._domains())))
 
-    def beat(self) -> None:
-        """To be called once a second."""
+    def beat(self) -> float:
+        """To be called again after as many seconds as it returns, or not by itself."""
         self._wake.set()
+        return math.inf if self._task is None else _LOOK_EVERY_S
 
     def sighted(self, names: Iterable[str]) -> None:
         """Clients came for these, and wait for a certificate. Without HTTPS nobody looks."""

@@ -1,4 +1,4 @@
-"""How much each service is asked for: looked at once a second, kept for five minutes.
+"""How much each service is asked for: looked at when workers report, kept for five minutes.
 
 Owns: which service is counted in which column, the history of each, carrying both over to the next
 control. Does not own: counting (proxy.handler), the arithmetic (core.demand), the file
@@ -33,8 +33,8 @@ from gatewayd.core.model import Service
 from gatewayd.net.demand import CAPACITY, NOBODY, DemandTable
 
 _log = logging.getLogger(__name__)
-_SAVE_EVERY: Final = 5  # beats
-_LOOK_EVERY: Final = 60  # if nothing is counted: what is old is forgotten
+_SAVE_EVERY_MS: Final = 5000
+_LOOK_EVERY_MS: Final = 60_000  # if nothing is counted: what is old is forgotten
 _KEPT_STEP_MS: Final = 5000  # what is kept on disk is as exact as this in time, and whole in number
 
 
@@ -68,9 +68,11 @@ class Demands:
         self._columns = NOBODY + 1  # that were ever given away
         self._saving: asyncio.Future[None] | None = None
         self._counts = b""  # of all columns, at the last look
-        self._unsaved = False  # something has changed since
+        self._looked_ms = -_LOOK_EVERY_MS
+        self._unsaved = False  # something has changed since the file was written
+        self._unknown = False  # a service that is counted is not in it: this does not wait
+        self._saved_ms = -_SAVE_EVERY_MS
         self._begun = False
-        self._beats = 0
         self._given_away = False
 
     def __repr__(self) -> str:
@@ -94,22 +96,35 @@ class Demands:
     def begin(self) -> None:
         self._begun = True
 
-    def beat(self) -> None:
-        """To be called once a second."""
+    def beat(self) -> float:
+        """To be called when workers have counted something, and after as many seconds as it
+        returns."""
         if not self._begun:
-            return
+            return 1.0
+        now = self._now()
         counts = self._table.counts(self._columns)
-        moved = counts != self._counts or self._predecessor is not None
+        moved = counts != self._counts.ljust(len(counts), b"\0") or self._predecessor is not None
         self._counts = counts
-        if moved or self._beats % _LOOK_EVERY == 0:
+        if moved or now >= self._looked_ms + _LOOK_EVERY_MS:
+            self._looked_ms = now
             self._look()
         self._unsaved = self._unsaved or moved
-        self._beats += 1
-        if not self._unsaved or self._given_away or self._beats % _SAVE_EVERY != 1:
+        if not self._given_away and (self._unknown or self._unsaved):
+            self._save_in_time(now)
+        next_ms = self._looked_ms + _LOOK_EVERY_MS
+        if self._predecessor is not None or self._unknown:
+            next_ms = now + 1000  # nobody reports what its workers count, or that a file is written
+        elif self._unsaved:
+            next_ms = min(next_ms, self._saved_ms + _SAVE_EVERY_MS)
+        return (next_ms - now) / 1000
+
+    def _save_in_time(self, now: int) -> None:
+        due = self._unknown or now >= self._saved_ms + _SAVE_EVERY_MS
+        if not due or (self._saving is not None and not self._saving.done()):
             return
-        if self._saving is not None and not self._saving.done():
-            return
-        self._unsaved = False
+        if self._unsaved:
+            self._saved_ms = now
+        self._unknown = self._unsaved = False
         self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, self._kept()))
 
     async def aclose(self) -> None:
@@ -223,7 +238,7 @@ class Demands:
         before = Demand().minus(self._table.read(column))
         history = History(moments or (Moment(self._now(), 0, 0, 0),))
         counted = self._counted[name] = _Counted(column, history, before)
-        self._unsaved = True
+        self._unknown = True
         return counted
 
     def _look(self) -> None:

@@ -45,7 +45,6 @@ from gatewayd.core.messages import Report
 from gatewayd.core.model import RouterSpec, TcpAddress
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
-from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.loads import LoadTable
 from gatewayd.routers.base import load, port_pool
 
@@ -81,7 +80,6 @@ class Parts:
         )
         self.telemetry = Telemetry()
         self.loads = LoadTable.create(config.workers + 1)
-        self.heartbeats = Heartbeats.create(config.workers + 1)
         self.buckets = SharedStore.create()
         self.demand_table = DemandTable.create(config.workers)
         self.demands = Demands(self.demand_table, DemandStore(config.state_dir))
@@ -93,7 +91,6 @@ class Parts:
             log=config.log,
             listeners=sockets.public,
             loads=self.loads,
-            heartbeats=self.heartbeats,
             buckets_fd=self.buckets.fd,
             demand_fd=self.demand_table.fd,
             hooks=Hooks(
@@ -102,8 +99,8 @@ class Parts:
                 acked=lambda _: self._ready_changed.set(),
                 reported=self._reported,
                 died=self._died,
+                heard=self.pulse.awake,
             ),
-            pulse=self.pulse,
             argv=argv,
             ahead=ahead,
         )
@@ -162,7 +159,7 @@ class Parts:
             succession=succession,
         )
         # Undone from the last to the first.
-        for table in (self.demand_table, self.buckets, self.heartbeats, self.loads, self.ports):
+        for table in (self.demand_table, self.buckets, self.loads, self.ports):
             self._closers.callback(table.close)
         self._closers.push_async_callback(self.demands.aclose)
         self._closers.push_async_callback(self.tasks.aclose)

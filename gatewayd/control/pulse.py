@@ -1,12 +1,12 @@
-"""One wake-up a second, shared by all of control that looks at something every second.
+"""One wake-up, shared by all of control that looks at something again and again.
 
 Owns: when. Does not own: what is looked at.
 
 What costs is waking: the processor has forgotten an idle process by then, and each wake-up takes
 from half a millisecond to ten, however little is done in it (where a host takes memory back from
-its virtual machines, each page is found anew). So who looks often has no timer of its own, a report
+its virtual machines, each page is found anew). So who looks often has no timer of its own: a report
 of a worker that wakes control about then is the wake-up, and while nobody has anything to report
-there is one in two seconds.
+there is none but those that somebody has asked for.
 """
 
 from __future__ import annotations
@@ -21,78 +21,72 @@ _log = logging.getLogger(__name__)
 
 _PERIOD_S: Final = 1.0
 _EARLY_SHARE: Final = 0.9  # of the period: from then on whoever wakes control causes the beat
-_LATE_SHARE: Final = 1.1  # when nobody has: later than the reports that come once in a period
-_CALM: Final = 2  # periods, when nobody has reported since the last beat, either
-_BEHIND_SHARE: Final = 0.1  # the rounds of resting workers, which are at every other whole second
+_LATE_SHARE: Final = 1.1  # later than the report of a worker that comes once in a period
 
 
 class Pulse:
-    """A beat comes after 0.9 to 2.9 periods; after a stall there is one, however many it took."""
+    """At most one beat in 0.9 periods; after a stall there is one, however many it took."""
 
     def __init__(self, period_s: float = _PERIOD_S) -> None:
         self.period_s = period_s
-        self._calls: list[Callable[[], None]] = []
+        self._calls: list[Callable[[], float]] = []
         self._began = 0.0  # the last beat
-        self._woken = False  # since then, or in it
+        self._at = math.inf  # the next one, if nobody wakes control before
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Handle | None = None
+        self._stopped = True
 
     def __repr__(self) -> str:
         return f"<Pulse of {self.period_s:g} s, {len(self._calls)} calls>"
 
-    def each(self, call: Callable[[], None]) -> None:
-        """At each beat from now on."""
+    def each(self, call: Callable[[], float]) -> None:
+        """At each beat from now on. It returns after how many periods it wants to be called again,
+        if nobody has anything to report; infinity: not before somebody has."""
         self._calls.append(call)
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._began = loop.time()
-        self._wait(loop, calm=False)
+        self._stopped = False
+        self._began = asyncio.get_running_loop().time()
+        self._wait(self._began + self.period_s)
 
     def awake(self) -> None:
-        """Control is awake anyway. The beat comes when what is there to be read has been read."""
-        if self._timer is None or self._beating is not None:
+        """Control is awake anyway, with news. The beat comes when what is there to be read has been
+        read; if there has just been one, in a period, with the next report of the same worker."""
+        if self._stopped or self._beating is not None:
             return
         loop = asyncio.get_running_loop()
-        first, self._woken = not self._woken, True
-        if loop.time() >= self._began + self.period_s * _EARLY_SHARE:
+        now = loop.time()
+        if now >= self._began + self.period_s * _EARLY_SHARE:
             self._beating = loop.call_soon(self._beat)
-        elif first:
-            # Who reports now does it again in a period, and that is to be the beat.
-            self._wait(loop, calm=False)
-
-    def hurry(self) -> None:
-        """In a beat: the next one is to come in one period, whether or not anybody reports."""
-        self._woken = True
+        elif (late := now + self.period_s * _LATE_SHARE) < self._at:
+            self._wait(late)
 
     def stop(self) -> None:
+        self._stopped = True
         for handle in (self._timer, self._beating):
             if handle is not None:
                 handle.cancel()
         self._timer = self._beating = None
 
-    def _wait(self, loop: asyncio.AbstractEventLoop, *, calm: bool) -> None:
+    def _wait(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        now, period = loop.time(), self.period_s
-        late = now + period * _LATE_SHARE
-        at = self._behind_a_rest(now + period * _EARLY_SHARE) if calm else late
-        self._timer = loop.call_at(at, self._beat)
-
-    def _behind_a_rest(self, earliest: float) -> float:
-        """Just behind a round of resting workers."""
-        rests, behind = self.period_s * _CALM, self.period_s * _BEHIND_SHARE
-        return math.ceil((earliest - behind) / rests) * rests + behind
+            self._timer = None
+        self._at = at
+        if at < math.inf:
+            self._timer = asyncio.get_running_loop().call_at(at, self._beat)
 
     def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._began = loop.time()
-        self._beating = None
-        reported, self._woken = self._woken, False
+        self._began = began = asyncio.get_running_loop().time()
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
+        periods = math.inf
         for call in self._calls:
             try:
-                call()
+                periods = min(periods, call())
             except Exception:
                 _log.exception("what is done once a second failed; it is tried again")
-        if self._timer is not None:  # not stopped meanwhile
-            self._wait(loop, calm=not (reported or self._woken))
+                periods = min(periods, 1.0)
+        if not self._stopped:
+            self._wait(began + self.period_s * max(periods, _EARLY_SHARE))

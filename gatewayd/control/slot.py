@@ -1,8 +1,8 @@
 """One slot of the data plane: the process that holds it now, and its successor when it dies.
 
 Owns: the channel, acknowledgements, death and the delay before the next try. Does not own: how a
-process is started (control.spawn), when a silent one is given up (control.workers), what is
-published (control.publisher).
+process is started (control.spawn), when a silent one is given up (control.watch), what is published
+(control.publisher).
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from gatewayd.control.spawn import Argv, Role, Spawned, own_command, spawn
+from gatewayd.control.watch import Watch
 from gatewayd.core.messages import Ack, Configure, Drain, Message, Ready, Report
 from gatewayd.core.reconcile import backoff
 from gatewayd.net.channel import Channel, ChannelClosedError
 
 _log = logging.getLogger(__name__)
 
-# (slot, incarnation) -> its first frame and the descriptors beside it
+# (slot, incarnation) -> its first frame and the descriptors behind that of its alarm
 Configurer = Callable[["Slot", int], tuple[Configure, list[int]]]
 
 _YOUNG_S = 5.0  # whoever dies before this age waits longer and longer for a successor
@@ -62,8 +63,6 @@ class SlotProcess:
         self.ready = False
         self.alive = True
         self.acked = 0
-        self.promised = 0.0  # by when it says again that it lives
-        self.silent_beats = 0  # since that is overdue
         self.connections = 0
         self.sent = 0  # newest version on its way
         self.ports_sent: set[int] = set()  # bridge only: whose descriptors it holds
@@ -103,6 +102,10 @@ class SlotProcess:
         self._release()
         if self.channel is not None:
             self.channel.close()
+
+    def give_up(self) -> None:
+        _log.error("%r has been silent for too long: killed", self)
+        self.kill()
 
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -150,14 +153,14 @@ class Slot:
         self._incarnation += 1
         try:
             spawned = self._ahead.pop() if self._ahead else spawn(self.role, self._argv)
+            process = SlotProcess(self.role, self.number, self._incarnation, spawned.popen)
+            watch = self._attach(process, spawned)
         except OSError as error:
             self._failed_to_spawn(error)
             return
-        process = SlotProcess(self.role, self.number, self._incarnation, spawned.popen)
-        self._attach(process, spawned.sock)
         self.process = process
         frame, fds = self._configure(self, self._incarnation)
-        process.send(frame, fds)
+        process.send(frame, [watch.fd, *fds])
         self._hooks.spawned(process)
 
     def drain(self, timeout: float) -> None:
@@ -183,9 +186,14 @@ class Slot:
         """After `drain` or `kill`: returns when the process is gone."""
         await self._ended.wait()
 
-    def _attach(self, process: SlotProcess, sock: socket.socket) -> None:
+    def _attach(self, process: SlotProcess, spawned: Spawned) -> Watch:
         loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(process.pid)
+        with ExitStack() as undo:
+            undo.callback(spawned.discard)
+            pidfd = os.pidfd_open(process.pid)
+            undo.callback(os.close, pidfd)
+            watch = Watch(process.give_up)
+            undo.pop_all()
         # Set once the process is gone: its last report may still lie in the channel.
         giving_up: asyncio.TimerHandle | None = None
 
@@ -193,6 +201,7 @@ class Slot:
             nonlocal giving_up
             loop.remove_reader(pidfd)
             os.close(pidfd)
+            watch.close()
             if channel.closed:
                 self._exited(process)
             else:
@@ -210,15 +219,15 @@ class Slot:
                 os.close(fd)
             self._received(process, message)
 
-        channel = process.channel = Channel(sock, received, closed)
+        channel = process.channel = Channel(spawned.sock, received, closed)
         loop.add_reader(pidfd, exited)
+        return watch
 
     def _received(self, process: SlotProcess, message: Message) -> None:
         self._hooks.heard()
         match message:
             case Ready():
                 process.ready = True
-                process.silent_beats = 0  # while it started it had longer
                 self._hooks.ready(process)
             case Ack(version=version):
                 process.acknowledge(version)

@@ -1,7 +1,7 @@
 """The data plane's processes: N worker slots and, once a router needs it, the bridge.
 
-Owns: their number, the heartbeat, what each is given at birth, the end. Does not own: one slot's
-life (control.slot), what is published (control.publisher), what reports mean (control.telemetry).
+Owns: their number, what each is given at birth, the end. Does not own: one slot's life
+(control.slot), what is published (control.publisher), what reports mean (control.telemetry).
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from gatewayd.control.pulse import Pulse
 from gatewayd.control.slot import Hooks, Slot, SlotProcess
 from gatewayd.control.spawn import Argv, Spawned, own_command
 from gatewayd.control.tasks import unless_told
 from gatewayd.core.messages import Configure, Link, ListenerSpec, Message
 from gatewayd.core.model import Limits, Log
 from gatewayd.net import link as datagrams
-from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
 _log = logging.getLogger(__name__)
 
-# Silence is counted in beats of our own, not in seconds: after a stall of control, or of the whole
-# machine, everybody has time to say something before anybody is given up.
-_SILENT_BEATS: Final = 3
-_STARTING_BEATS: Final = 30
 _AFTER_DRAIN_S: Final = 2.0
 
 
@@ -43,11 +37,9 @@ class Workers:
         log: Log,
         listeners: Sequence[Listener],
         loads: LoadTable,
-        heartbeats: Heartbeats,
         buckets_fd: int,
         demand_fd: int,
         hooks: Hooks,
-        pulse: Pulse,
         argv: Argv = own_command,
         ahead: list[Spawned],
     ) -> None:
@@ -55,12 +47,9 @@ class Workers:
         self._log_spec = log
         self._listeners = listeners
         self._loads = loads
-        self._heartbeats = heartbeats
-        self._tables = (loads.fd, heartbeats.fd, buckets_fd, demand_fd)
+        self._tables = (loads.fd, buckets_fd, demand_fd)
         self._hooks = hooks
-        self._pulse = pulse
-        pulse.each(self._listen)
-        inner = replace(hooks, died=self._died, heard=pulse.awake)
+        inner = replace(hooks, died=self._died)
         self.slots = [Slot("worker", i, self._for_worker, inner, argv, ahead) for i in range(count)]
         self.bridge = Slot("bridge", count, self._for_bridge, inner, argv)
         self._ahead = ahead
@@ -148,28 +137,10 @@ class Workers:
     def _died(self, process: SlotProcess) -> None:
         # What it was serving died with it; its successor must not inherit the counts.
         self._loads.clear_row(process.slot)
-        self._heartbeats.clear(process.slot)
         self._hooks.died(process)
 
     def _running_slots(self) -> list[Slot]:
         return [*self.slots, self.bridge] if self._bridge_wanted else self.slots
-
-    def _listen(self) -> None:
-        pulse, now = self._pulse, asyncio.get_running_loop().time()
-        for process in self.processes():
-            promised = self._heartbeats.promised(process.slot)
-            renewed, process.promised = promised != process.promised, promised
-            if promised > now:
-                process.silent_beats = 0
-                continue
-            pulse.hurry()
-            # Many are a millisecond late, and all of them come at the same moment as the beat.
-            process.silent_beats = 0 if renewed else process.silent_beats + 1
-            allowed = _SILENT_BEATS if process.ready else _STARTING_BEATS
-            if process.silent_beats >= allowed:
-                silent_s = allowed * pulse.period_s
-                _log.error("%r has been silent for %g s: killed", process, silent_s)
-                process.kill()
 
     def _for_worker(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
         specs: list[ListenerSpec] = []
@@ -181,7 +152,7 @@ class Workers:
         return self._configure(slot, incarnation, tuple(specs)), fds
 
     def _for_bridge(self, slot: Slot, incarnation: int) -> tuple[Configure, list[int]]:
-        return self._configure(slot, incarnation, ()), [self._loads.fd, self._heartbeats.fd]
+        return self._configure(slot, incarnation, ()), [self._loads.fd]
 
     def _configure(
         self, slot: Slot, incarnation: int, listeners: tuple[ListenerSpec, ...]

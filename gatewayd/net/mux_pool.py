@@ -30,6 +30,11 @@ class MuxPool:
     def __repr__(self) -> str:
         return f"<MuxPool {self.address} {self._all}>"
 
+    @property
+    def is_open(self) -> bool:
+        """A connection is that takes requests."""
+        return any(not mux.retired for mux in self._all)
+
     def take(self) -> Mux | None:
         for mux in self._all:
             if mux.free:

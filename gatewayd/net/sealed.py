@@ -1,7 +1,7 @@
 """Memory that several processes map, and that none of them can take away from another.
 
 Owns: making it, mapping it as an array. Does not own: its layout (net.loads, net.buckets,
-net.demand, net.heartbeats).
+net.demand).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from gatewayd.net.outbox import Outbox
 from gatewayd.net.pool import POOL_IDLE_S, Pool
 from gatewayd.net.splice import Splices
 from gatewayd.proxy.question import Asker
-from gatewayd.proxy.sweeper import Sweeper
+from gatewayd.proxy.sweeper import Open, Sweeper
 
 if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
@@ -59,7 +59,6 @@ class Plane:
         self._tasks: dict[asyncio.Task[None], Exchange | None] = {}
         self._minute = 0, b""
         self._tell_time()
-        self._report: Callable[[], None] = _nothing
 
     def pool(self, endpoint: Endpoint) -> Pool:
         pool = self._pools.get(endpoint.address)
@@ -129,10 +128,9 @@ class Plane:
         report: Callable[[], None] | None = None,
         promise: Callable[[float], None] | None = None,
     ) -> None:
-        """`report` is called once a second while anything is open, `promise` with the loop's time
-        of what is done next."""
-        self._report = report or _nothing
-        self.sweeper.start(promise)
+        """`report` is called once a second while clients are connected, `promise` with the seconds
+        within which something will have been done again."""
+        self.sweeper.start(report, promise)
 
     async def aclose(self) -> None:
         self.sweeper.close()
@@ -145,21 +143,27 @@ class Plane:
         self.keep_pools(set())
         self.lane.close()
 
-    def _each_second(self, now: float) -> bool:
-        """Whether anything is open whose deadlines are looked at in the next second."""
+    @property
+    def running(self) -> int:
+        """Exchanges that forward, and what others wait for."""
+        return len(self.sweeper.active) + len(self._tasks)
+
+    def _each_second(self, now: float) -> Open:
         self._tell_time()
-        is_open = bool(self._mux_pools or self._tasks)
+        clients = leftovers = False
         for server in self.servers:
             for connection in server.each():
                 connection.sweep(now)
-                is_open = True
+                clients = True
         for pool in self._pools.values():
             pool.close_idle(now - pool.idle_s)
-            is_open = is_open or pool.has_idle
+            leftovers = leftovers or pool.has_idle
         for mux_pool in self._mux_pools.values():
             mux_pool.close_idle(now - MUX_IDLE_S)
-        self._report()  # the last that happened before a rest, too
-        return is_open
+            leftovers = leftovers or mux_pool.is_open
+        if clients or self._tasks:
+            return Open.CLIENTS
+        return Open.LEFTOVERS if leftovers else Open.NOTHING
 
     def _tell_time(self) -> None:
         """The Date field's value (RFC 9110, 6.6.1), and its line behind another's end."""

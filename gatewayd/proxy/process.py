@@ -31,8 +31,8 @@ from gatewayd.core.messages import (
 )
 from gatewayd.core.model import Log
 from gatewayd.net import eventlog
+from gatewayd.net.alarm import Alarm
 from gatewayd.net.channel import Channel, ChannelClosedError
-from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.loads import LoadTable
 from gatewayd.net.scheduling import run_in_turns
 from gatewayd.proxy.plane import Plane
@@ -86,8 +86,8 @@ class DataProcess:
         self._configure: Configure | None = None
         self._plane: Plane | None = None
         self._publishing: asyncio.Queue[tuple[Published, list[int]]] = asyncio.Queue()
-        self._heartbeats: Heartbeats | None = None
-        self._told = -1  # connections, in the last report
+        self._alarm: Alarm | None = None
+        self._told = -1, 0  # connections, and what ran, in the last report
         self._ready = False
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,13 +134,13 @@ class DataProcess:
         if isinstance(message, Configure):
             self._configure = message
             eventlog.configure(message.log)
-            loads = LoadTable.attach(fds[0], message.slots, message.slot)
+            self._alarm = Alarm(fds[0])
+            loads = LoadTable.attach(fds[1], message.slots, message.slot)
             loads.clear_row(message.slot)
             asker = Asker(self._loop, message.slot)
             self._plane = Plane(self._loop, loads, asker)
             self._plane.on_news = self._report_soon
             self._plane.body_idle_timeout = message.limits.body_idle_timeout
-            self._heartbeats = Heartbeats.attach(fds[1], message.slot)
             self._role.configure(self._plane, message, fds[2:])
         elif isinstance(message, Publish | ForHandshakes):
             self._publishing.put_nowait((message, fds))
@@ -166,9 +166,9 @@ class DataProcess:
 
     def _become_ready(self) -> None:
         assert self._plane is not None
-        assert self._heartbeats is not None
+        assert self._alarm is not None
         self._ready = True
-        self._plane.start(self._report, self._heartbeats.promise)
+        self._plane.start(self._report, self._alarm.ring_in)
         collect_seldom()
         self._send(Ready(os.getpid()))
         self._report()
@@ -200,9 +200,10 @@ class DataProcess:
         totals = self._role.totals()
         connections = sum([len(server.connections) for server in plane.servers])
         unreachable, sighted = plane.unreachable, plane.sighted
-        if not (totals or unreachable or sighted) and connections == self._told:
+        told = connections, plane.running
+        if not (totals or unreachable or sighted) and told == self._told:
             return None
-        self._told = connections
+        self._told = told
         plane.unreachable, plane.sighted = set(), set()
         return Report(
             slot=configure.slot,

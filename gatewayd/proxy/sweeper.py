@@ -1,12 +1,12 @@
 """When a process looks at what has deadlines: ten times a second while it serves, once a second
-while connections are open, and else in two.
+while clients are connected, and else in four.
 
 Owns: the exchanges that run, the clock of rounds, the promise of the next one, which is the
 heartbeat. Does not own: what a deadline means (forward), what is done every second (plane).
 
 An idle process pays for each page of memory that it touches when it wakes, so this is one timer
 that calls functions: a task would touch twice as much. And the rounds come at whole seconds of the
-clock that all processes share, so that control is woken by all of them at once.
+clock that all processes share, so that control is woken by the reports of all of them at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from gatewayd.core import reply as replies
@@ -24,24 +25,35 @@ if TYPE_CHECKING:
 _log = logging.getLogger("gatewayd.proxy")
 
 _SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
-_SLOW_S: Final = 1.0  # everything else that is open
-_REST_S: Final = 2.0  # nothing is
+_SLOW_S: Final = 1.0  # everything else of clients
+_REST_S: Final = 4.0  # without any
+_LATE_S: Final = 1.0  # from then on control looks whether we live
+
+
+class Open(Enum):
+    """What there is to look at in the next slow round."""
+
+    NOTHING = auto()
+    LEFTOVERS = auto()  # connections to others that grow old, which need not be looked at so often
+    CLIENTS = auto()  # or what they have begun
 
 
 class Sweeper:
-    """`active` are the forwards that run now. While `resting`, nothing is open.
+    """`active` are the forwards that run now. While `resting`, there are no clients.
 
-    `slow` is what is done once a second, and not while resting: it is given the loop's time, and
-    returns whether anything is open. `promise` is told when the next of such rounds comes.
+    `slow` is what is done once a second, and in a rest as long as there is something to look at: it
+    is given the loop's time. `report` is called behind it, but for the round that a client causes.
+    `promise` is told within how many seconds the next slow round will have come.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, slow: Callable[[float], bool]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, slow: Callable[[float], Open]) -> None:
         self.active: set[Forward] = set()
         self.resting = False
         self._loop = loop
         self._slow = slow
+        self._report: Callable[[], None] = _nobody_reads
         self._promise: Callable[[float], None] = _nobody_waits
-        self._quiet = False  # at the last slow round nothing was open
+        self._open = Open.CLIENTS  # at the last slow round
         self._slow_at = 0.0
         self._slowly = False  # no round comes before that
         self._timer: asyncio.TimerHandle | None = None
@@ -49,12 +61,14 @@ class Sweeper:
     def __repr__(self) -> str:
         return f"<Sweeper of {len(self.active)} exchanges>"
 
-    def start(self, promise: Callable[[float], None] | None = None) -> None:
-        if promise is not None:
-            self._promise = promise
-        now = self._loop.time()
-        self._slow_next(now, _SLOW_S)
-        self._wait(now)
+    def start(
+        self,
+        report: Callable[[], None] | None = None,
+        promise: Callable[[float], None] | None = None,
+    ) -> None:
+        self._report = report or self._report
+        self._promise = promise or self._promise
+        self._slow_next(self._loop.time())
 
     def close(self) -> None:
         """No round comes any more, whatever still begins."""
@@ -63,10 +77,11 @@ class Sweeper:
             self._timer.cancel()
 
     def stir(self) -> None:
-        """To be called while `resting` when something has opened, as soon as `slow` sees it."""
+        """To be called while `resting` when a client has come, as soon as `slow` sees it."""
         self.close()
-        self._slow_at = 0.0
-        self._round()
+        now = self._loop.time()
+        self._look(now)
+        self._slow_next(now)
 
     def begin(self, forward: Forward) -> None:
         """It runs from now on, and has deadlines."""
@@ -80,28 +95,48 @@ class Sweeper:
         at = self._slow_at if self._slowly else _next(now, _SWEEP_S)
         self._timer = self._loop.call_at(at, self._round)
 
+    def _slow_next(self, now: float) -> None:
+        self._slow_at = _next(now, _SLOW_S)
+        self._wait(now)
+        self._promise(_SLOW_S + _LATE_S)
+
     def _round(self) -> None:
         now = self._loop.time()
-        if self.resting:
-            self._slow_next(now, _REST_S)
-            self._timer = self._loop.call_at(self._slow_at, self._round)
-            return
         for forward in list(self.active):
             if forward.sweep_at <= now:
                 self._sweep(forward, now)
-        if now >= self._slow_at - _SWEEP_S / 2:  # timers are as exact as a millisecond
-            try:
-                quiet, self._quiet = self._quiet, not (self._slow(now) or self.active)
-                # Twice: what ends a moment after its connection is told by the second.
-                self.resting = quiet and self._quiet
-            except Exception:
-                _log.exception("what is done every second failed; it is done again in the next")
-            self._slow_next(now, _REST_S if self.resting else _SLOW_S)
-        self._wait(now)
+        if now < self._slow_at - _SWEEP_S / 2:  # timers are as exact as a millisecond
+            self._wait(now)
+            return
+        quiet = self.resting
+        self._look(now)
+        self._tell()
+        self.resting = self._open is not Open.CLIENTS
+        if self.resting:
+            # What ends a moment after its connection is told by one more round of this kind.
+            done = quiet and self._open is Open.NOTHING
+            self._timer = self._loop.call_later(_REST_S, self._rest if done else self._round)
+            self._promise(_REST_S + _LATE_S)
+        else:
+            self._slow_next(now)
 
-    def _slow_next(self, now: float, period_s: float) -> None:
-        self._slow_at = at = _next(now, period_s)
-        self._promise(at)
+    def _rest(self) -> None:
+        """A round in which there is nothing to look at. It touches as little as it can."""
+        self._timer = self._loop.call_later(_REST_S, self._rest)
+        self._promise(_REST_S + _LATE_S)
+
+    def _look(self, now: float) -> None:
+        try:
+            found = self._slow(now)
+            self._open = Open.CLIENTS if self.active else found
+        except Exception:
+            _log.exception("what is done every second failed; it is done again in the next")
+
+    def _tell(self) -> None:
+        try:
+            self._report()
+        except Exception:
+            _log.exception("nothing was reported; the next report tells it too")
 
     def _sweep(self, forward: Forward, now: float) -> None:
         try:
@@ -116,5 +151,9 @@ def _next(now: float, period_s: float) -> float:
     return ((now + _SWEEP_S / 2) // period_s + 1) * period_s
 
 
-def _nobody_waits(at: float) -> None:
+def _nobody_reads() -> None:
+    """Nobody reads reports."""
+
+
+def _nobody_waits(within_s: float) -> None:
     """Nobody hears the promise."""

@@ -59,10 +59,8 @@ class Gateway:
 
 
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty times a second, and workers may be silent for as long as ever."""
+    """Fifty times a second."""
     monkeypatch.setattr("gatewayd.control.parts.Pulse", partial(Pulse, 0.02))
-    monkeypatch.setattr("gatewayd.control.workers._SILENT_BEATS", 1000)
-    monkeypatch.setattr("gatewayd.control.workers._STARTING_BEATS", 1000)
 
 
 def write(home: Path, text: str = FILE) -> Path:

@@ -18,7 +18,6 @@ from gatewayd.control.compiler import Compiler, RouterView
 from gatewayd.control.leases import IndexLeases, PortLeases
 from gatewayd.control.parts import Parts
 from gatewayd.control.publisher import Publisher
-from gatewayd.control.pulse import Pulse
 from gatewayd.control.registry import Registry
 from gatewayd.control.slot import Hooks, SlotProcess
 from gatewayd.control.spawn import Role
@@ -29,7 +28,6 @@ from gatewayd.core.messages import Report
 from gatewayd.core.model import Limits, Log, Replica, RouterTraits, Service, TcpAddress, UnixAddress
 from gatewayd.net.buckets import SharedStore
 from gatewayd.net.demand import DemandTable
-from gatewayd.net.heartbeats import Heartbeats
 from gatewayd.net.listeners import Listener
 from gatewayd.net.loads import LoadTable
 
@@ -83,7 +81,6 @@ class Plant:
         workers: int = 2,
         behaviours: dict[int, str] | None = None,
         listeners: Sequence[Listener] = (),
-        pulse_s: float = 1.0,
         **more: Any,  # of the registry
     ) -> None:
         self.log = log
@@ -93,22 +90,18 @@ class Plant:
         self.state = State()
         self.telemetry = Telemetry()
         self.loads = LoadTable.create(workers + 1)
-        self.heartbeats = Heartbeats.create(workers + 1)
         self.buckets = SharedStore.create(8)
         self.demand = DemandTable.create(workers)
         hooks = Hooks(self._spawned, self._ready, self._acked, self._reported, self._died)
-        self.pulse = Pulse(pulse_s)
         self.workers = Workers(
             workers,
             limits=Limits(),
             log=Log(),
             listeners=listeners,
             loads=self.loads,
-            heartbeats=self.heartbeats,
             buckets_fd=self.buckets.fd,
             demand_fd=self.demand.fd,
             hooks=hooks,
-            pulse=self.pulse,
             argv=self._argv,
             ahead=[],
         )
@@ -126,7 +119,6 @@ class Plant:
         self.registry = Registry(self.state, self.publisher, self.routers, self.indexes, **more)
 
     async def __aenter__(self) -> Plant:
-        self.pulse.start()
         self.workers.start()
         self.publisher.start()
         return self
@@ -135,7 +127,6 @@ class Plant:
         await self.registry.aclose()
         await self.publisher.aclose()
         await self.workers.stop()
-        self.pulse.stop()
         self.ports.close()
         self.loads.close()
         self.buckets.close()

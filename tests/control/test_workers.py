@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -14,10 +15,11 @@ from plant import Plant, service
 from waiting import until
 
 from gatewayd.control import slot as slot_module
+from gatewayd.control import watch as watch_module
 from gatewayd.control import workers as workers_module
 from gatewayd.core.messages import ReopenLogs
 from gatewayd.core.model import TcpAddress
-from gatewayd.net.heartbeats import Heartbeats
+from gatewayd.net.alarm import Alarm
 from gatewayd.net.listeners import bind_slots
 
 MakePlant = Callable[..., Plant]
@@ -69,90 +71,103 @@ async def test_a_silent_worker_is_killed_and_replaced_at_once(
     make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(slot_module, "_YOUNG_S", 0.0)
-    async with make_plant(behaviours={1: "silent"}, pulse_s=0.1) as plant:
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.1)
+    async with make_plant(behaviours={1: "silent"}) as plant:
         await plant.publisher.publish()
         await until(lambda: "ready worker 1.1" in plant.events)
         plant.behaviours[1] = "ack"
         await until(lambda: "ready worker 1.2" in plant.events)
         await plant.all_ready()
         assert plant.workers.slots[0].restarts == 0
-    assert "has been silent" in caplog.text
+    assert "has been silent for too long" in caplog.text
     assert "worker 1 (pid" in caplog.text
     assert "replaced at once" in caplog.text
 
 
-async def beats(plant: Plant, count: int) -> None:
-    """Until so many more have come."""
-    came: list[None] = []
-    plant.pulse.each(lambda: came.append(None))
-    await until(lambda: len(came) >= count)
+async def reports(plant: Plant, count: int) -> None:
+    """Until there are so many more. A process reports every 50 ms."""
+    enough = len(plant.reports) + count
+    await until(lambda: len(plant.reports) >= enough)
 
 
-async def test_a_worker_in_which_nothing_happens_is_not_silent(make_plant: MakePlant) -> None:
-    async with make_plant(behaviours={1: "ack+idle"}, pulse_s=0.1) as plant:
+async def test_a_worker_in_which_nothing_happens_is_not_silent(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.1)
+    async with make_plant(behaviours={1: "ack+idle"}) as plant:
         await plant.publisher.publish()
         await plant.all_ready()
-        await beats(plant, 9)
+        await reports(plant, 20)
         assert plant.workers.restarts == 0
         assert plant.process(1).connections == 2
 
 
-async def test_who_has_never_given_a_sign_of_life_has_longer(make_plant: MakePlant) -> None:
-    """It reads a first snapshot, or a slow disk."""
-    async with make_plant(behaviours={1: "silent"}, pulse_s=0.05) as plant:
-        await beats(plant, 9)  # nothing is published, so none of them is ready
-        assert plant.workers.restarts == 0
-
-
-async def test_an_overdue_promise_is_looked_at_again_soon_even_when_it_is_a_new_one(
+async def test_who_has_never_given_a_sign_of_life_has_longer(
     make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who stops right behind a promise is else found a calm period later."""
-    async with make_plant(behaviours={0: "silent", 1: "silent"}) as plant:
-        await plant.publisher.publish()
-        await plant.all_ready()
-        plant.pulse.stop()
-        loop, hurried = asyncio.get_running_loop(), 0
-
-        def hurry() -> None:
-            nonlocal hurried
-            hurried += 1
-
-        monkeypatch.setattr(plant.pulse, "hurry", hurry)
-        rows = [Heartbeats.attach(os.dup(plant.heartbeats.fd), slot) for slot in (0, 1)]
-        rows[0].promise(loop.time() + 1000)
-        rows[1].promise(loop.time() - 0.1)
-        plant.workers._listen()
-        assert hurried == 1
-        assert [plant.process(slot).silent_beats for slot in (0, 1)] == [0, 0]
-        plant.workers._listen()
-        assert hurried == 2
-        assert [plant.process(slot).silent_beats for slot in (0, 1)] == [0, 1]
-        for row in rows:
-            row.close()
+    """It reads a first snapshot, or a slow disk."""
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.05)
+    monkeypatch.setattr(watch_module, "_START_S", 1.0)
+    monkeypatch.setattr(slot_module, "_YOUNG_S", 0.0)
+    async with make_plant(workers=1) as plant:  # nothing is published, so it is never ready
+        began = asyncio.get_running_loop().time()
+        await until(lambda: "died worker 0.1" in plant.events)
+        assert asyncio.get_running_loop().time() - began >= 1.0
 
 
-async def test_what_was_silent_while_it_started_is_not_so_when_it_is_ready(
-    make_plant: MakePlant,
+async def test_a_stall_of_control_kills_nobody(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with make_plant(behaviours={1: "ack+late"}, pulse_s=0.2) as plant:
-        await beats(plant, 4)
-        await plant.publisher.publish()
-        await plant.all_ready()
-        await beats(plant, 4)
-        assert plant.workers.restarts == 0
-
-
-async def test_a_stall_of_control_kills_nobody(make_plant: MakePlant) -> None:
-    async with make_plant(pulse_s=0.1) as plant:
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.1)
+    async with make_plant() as plant:
         await plant.publisher.publish()
         await plant.all_ready()
         ended = asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < ended:  # ten deadlines long, nothing is read
             pass
-        reports = len(plant.reports)
-        await until(lambda: len(plant.reports) > reports + 4)
+        await reports(plant, 8)
         assert plant.workers.restarts == 0
+
+
+async def test_a_stall_of_everybody_kills_nobody(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a virtual machine stands still: all alarms ring when it goes on."""
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.2)
+    async with make_plant() as plant:
+        await plant.publisher.publish()
+        await plant.all_ready()
+        pids = [plant.process(slot).pid for slot in (0, 1)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        ended = asyncio.get_running_loop().time() + 1.0
+        while asyncio.get_running_loop().time() < ended:
+            pass
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        await reports(plant, 16)
+        assert plant.workers.restarts == 0
+
+
+async def test_a_slot_is_tried_again_when_its_process_cannot_be_watched(
+    make_plant: MakePlant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There may be no descriptor left for that, and its process is not left over."""
+    tries = 0
+
+    def create() -> Alarm:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really()
+
+    really = Alarm.create
+    monkeypatch.setattr(Alarm, "create", create)
+    async with make_plant(workers=1) as plant:
+        await plant.publisher.publish()
+        await until(lambda: "ready worker 0.2" in plant.events)
+    assert "worker 0 could not be started: [Errno 24] Too many open files" in caplog.text
 
 
 async def test_a_worker_that_dies_at_start_is_tried_with_backoff(

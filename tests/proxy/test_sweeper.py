@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gatewayd.proxy import sweeper as module
-from gatewayd.proxy.sweeper import Sweeper
+from gatewayd.proxy.sweeper import Open, Sweeper
 
 
 class Timer:
@@ -35,6 +35,9 @@ class Clock:
     def call_at(self, at: float, call: Callable[[], None]) -> Timer:
         self.timers.append(Timer(at, call))
         return self.timers[-1]
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        return self.call_at(self.now + delay, call)
 
     def pending(self) -> list[Timer]:
         return [timer for timer in self.timers if not timer.cancelled]
@@ -75,16 +78,20 @@ class Forward:
 class Site:
     def __init__(self, now: float = 100.25) -> None:
         self.clock = Clock(now)
-        self.is_open = True
+        self.open = Open.CLIENTS
         self.slow: list[float] = []
-        self.promises: list[float] = []
+        self.reports: list[float] = []
+        self.promises: list[float] = []  # by when the next round will have come
         loop: Any = self.clock
         self.sweeper = Sweeper(loop, self._slow)
-        self.sweeper.start(self.promises.append)
+        self.sweeper.start(lambda: self.reports.append(self.clock.now), self._promise)
 
-    def _slow(self, now: float) -> bool:
+    def _slow(self, now: float) -> Open:
         self.slow.append(now)
-        return self.is_open
+        return self.open
+
+    def _promise(self, within: float) -> None:
+        self.promises.append(self.clock.now + within)
 
     def begin(self, forward: Any) -> None:
         self.sweeper.begin(forward)
@@ -96,34 +103,66 @@ def real_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SLOW_S", 1.0)
 
 
-def test_while_connections_are_open_there_is_a_round_at_every_whole_second() -> None:
+def test_while_clients_are_connected_there_is_a_round_at_every_whole_second() -> None:
     site = Site()
-    assert site.promises == [101.0]
     assert site.clock.run_until(105.5) == 5
-    assert site.slow == [101.0, 102.0, 103.0, 104.0, 105.0]
-    assert site.promises == [101.0, 102.0, 103.0, 104.0, 105.0, 106.0]
+    assert site.slow == site.reports == [101.0, 102.0, 103.0, 104.0, 105.0]
+    assert site.promises == [102.25, 103.0, 104.0, 105.0, 106.0, 107.0]
 
 
-def test_while_nothing_is_open_a_process_wakes_in_every_other_second_to_promise_the_next() -> None:
+def test_without_clients_a_process_wakes_in_every_fourth_second_to_promise_the_next() -> None:
     site = Site()
-    site.is_open = False
-    assert site.clock.run_until(109.5) == 5
-    assert site.slow == [101.0, 102.0]  # the second tells what ended behind the first
-    assert site.promises == [101.0, 102.0, 104.0, 106.0, 108.0, 110.0]
+    site.open = Open.NOTHING
+    assert site.clock.run_until(114.5) == 4
+    assert site.slow == site.reports == [101.0, 105.0]  # the second tells what ended behind it
+    assert site.promises == [102.25, 106.0, 110.0, 114.0, 118.0]
 
 
-def test_what_opens_while_it_rests_is_looked_at_at_once_and_every_second() -> None:
+def test_what_only_grows_old_is_looked_at_in_the_rounds_of_a_rest_until_it_is_gone() -> None:
     site = Site()
-    site.is_open = False
-    site.clock.run_until(103.3)
+    site.open = Open.LEFTOVERS
+    site.clock.run_until(106.0)
     assert site.sweeper.resting
-    site.is_open = True
+    site.open = Open.NOTHING
+    site.clock.run_until(118.0)
+    assert site.slow == [101.0, 105.0, 109.0]
+    assert site.promises[-1] == 122.0
+
+
+def test_every_promise_is_renewed_in_time() -> None:
+    site = Site()
+    for open_ in (Open.CLIENTS, Open.LEFTOVERS, Open.NOTHING, Open.CLIENTS, Open.NOTHING):
+        site.open = open_
+        if site.sweeper.resting and open_ is Open.CLIENTS:
+            site.sweeper.stir()
+        for _ in range(9):
+            (timer,) = site.clock.pending()
+            assert timer.at <= site.promises[-1] - 0.9
+            site.clock.run_until(timer.at)
+
+
+def test_a_client_that_comes_in_a_rest_is_looked_at_at_once_and_every_second() -> None:
+    site = Site()
+    site.open = Open.NOTHING
+    site.clock.run_until(106.3)
+    assert site.sweeper.resting
+    site.open = Open.CLIENTS
     site.sweeper.stir()
     assert not site.sweeper.resting
     assert len(site.clock.pending()) == 1
-    site.clock.run_until(104.5)
-    assert site.slow == [101.0, 102.0, 103.3, 104.0]
-    assert site.promises[-1] == 105.0
+    site.clock.run_until(107.5)
+    assert site.slow == [101.0, 105.0, 106.3, 107.0]
+    assert site.reports == [101.0, 105.0, 107.0]  # control is not woken before
+    assert site.promises[-1] == 109.0
+
+
+def test_one_that_has_gone_again_is_told_before_the_next_rest_and_in_it() -> None:
+    site = Site()
+    site.open = Open.NOTHING
+    site.clock.run_until(106.3)
+    site.sweeper.stir()
+    site.clock.run_until(115.5)
+    assert site.reports == [101.0, 105.0, 107.0, 111.0]
 
 
 def test_an_exchange_is_looked_at_ten_times_a_second_from_when_it_has_begun() -> None:
@@ -148,7 +187,7 @@ def test_one_that_need_not_be_looked_at_yet_is_not() -> None:
 
 def test_nothing_rests_while_an_exchange_runs() -> None:
     site = Site()
-    site.is_open = False
+    site.open = Open.NOTHING
     site.begin(Forward())
     site.clock.run_until(101.5)
     assert not site.sweeper.resting
@@ -157,14 +196,14 @@ def test_nothing_rests_while_an_exchange_runs() -> None:
 def test_a_round_that_fails_is_promised_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
     site = Site()
 
-    def fails(now: float) -> bool:
+    def fails(now: float) -> Open:
         site.slow.append(now)
         raise RuntimeError("no")
 
     site.sweeper._slow = fails
     site.clock.run_until(102.5)
     assert site.slow == [101.0, 102.0]
-    assert site.promises[-1] == 103.0
+    assert site.promises[-1] == 104.0
     assert caplog.text.count("what is done every second failed") == 2
 
 
@@ -206,12 +245,12 @@ async def test_it_runs_on_a_real_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SLOW_S", 0.02)
     loop, rounds, enough = asyncio.get_running_loop(), 0, asyncio.Event()
 
-    def slow(now: float) -> bool:
+    def slow(now: float) -> Open:
         nonlocal rounds
         rounds += 1
         if rounds == 3:
             enough.set()
-        return True
+        return Open.CLIENTS
 
     sweeper = Sweeper(loop, slow)
     sweeper.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -129,6 +130,34 @@ async def test_a_killed_worker_takes_no_request_out_of_the_statistics(
 
             await until(replaced, "successors")
             assert await requests(gateway) == [15 * (number + 1)] * 3
+
+
+async def test_a_request_that_only_begins_is_noticed_within_seconds(
+    home: Path, session: aiohttp.ClientSession
+) -> None:
+    """On a connection that is kept, so that nothing else tells control to look."""
+    replica = Replica("r0", home / "r0.sock", gap_s=0.01)
+    file = home / "state" / "demand.json"
+
+    def kept() -> list[int]:
+        _, total, _, _ = json.loads(file.read_text())["services"]["llama.test"]
+        return list(total[:2])  # begun, ended
+
+    connector = aiohttp.TCPConnector(limit=1)
+    async with (
+        aiohttp.ClientSession(connector=connector) as one,
+        replica,
+        Gateway(home, [llama(replica)], workers=1) as gateway,
+    ):
+        await until(file.exists, "services are kept before they are asked for anything")
+        clients = Clients(gateway.url, "llama", one)
+        await ask(clients, 1)
+        await until(lambda: kept() == [1, 1])
+        (stream,) = await begin(clients, 1, tokens=50)
+        replica.gate.clear()
+        await until(lambda: kept() == [2, 1], within_s=20)
+        replica.gate.set()
+        assert await stream.over() == "whole"
 
 
 async def test_a_restart_of_the_whole_keeps_them(
