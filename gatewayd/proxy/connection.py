@@ -30,6 +30,7 @@ from gatewayd.proxy.peers import UNIX_PEER, PeerCounts
 
 if TYPE_CHECKING:
     from gatewayd.net.upstream import UpstreamConnection
+    from gatewayd.proxy.server import EdgeServer
 
 
 class ClientConnection(Ending):
@@ -39,6 +40,7 @@ class ClientConnection(Ending):
         "_advancing",
         "_counted",
         "_peers",
+        "_resting",
         "_tunnel",
         "_write",
         "forwarded_lines",
@@ -56,6 +58,7 @@ class ClientConnection(Ending):
         super().__init__(server, handler, loop)
         self._peers = peers
         self._counted = False
+        self._resting = False
         self.raw_host = b""  # of the last request, with what follows from it
         self.host = ""
         self.forwarded_lines = b""
@@ -149,6 +152,8 @@ class ClientConnection(Ending):
 
     def pause_writing(self) -> None:
         self._paused = True
+        if self._resting:
+            self._watch()
         self._stalled_since = self._loop.time()
         self._stalled_at = -1
         if self.exchange is not None and self.exchange.running is not None:
@@ -194,6 +199,8 @@ class ClientConnection(Ending):
     def exchange_ended(self, exchange: Exchange, now: float = 0.0) -> None:
         """The answer of the running exchange has been written, or cannot be."""
         self.exchange = None
+        if self._resting:
+            self._watch()
         exchange.running = None
         exchange.ended_at = now = now or time.monotonic()
         self._handler.ended(exchange)
@@ -242,6 +249,18 @@ class ClientConnection(Ending):
         if isinstance(transport, TlsTransport):
             return transport.straight()
         return transport.get_extra_info("socket").fileno(), transport.write, None
+
+    def rest(self) -> None:
+        """What runs may last, and is looked at by itself: until the client takes no more of it, or
+        it ends, nobody needs to look at the connection."""
+        if not self._paused and not self._resting:
+            self._resting = True
+            cast("EdgeServer", self._manager).watched.discard(self)
+
+    def _watch(self) -> None:
+        self._resting = False
+        if self._manager is not None:
+            cast("EdgeServer", self._manager).watched.add(self)
 
     # --- tunnels
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
 
 
-_REST_S: Final = 1.0
-_LONG_S: Final = 10.0  # a bound that may be noticed a second late
+_LATE_SHARE: Final = 0.1  # of a bound: as much later it may be noticed
+_REST_S: Final = (1.0, 5.0)  # what is worth a rest, and the longest
 
 
 class Late(enum.Enum):
@@ -62,8 +62,9 @@ class Deadlines:
         self._progress = -1
         self._connection: UpstreamConnection | None = None
         bounds = (timeouts.first_byte, timeouts.idle, timeouts.total, body_idle_s)
-        short = any(bound is not None and bound < _LONG_S for bound in bounds)
-        self.rest_s = 0.0 if short else _REST_S
+        shortest, longest = _REST_S
+        rest_s = min([bound for bound in bounds if bound is not None]) * _LATE_SHARE
+        self.rest_s = min(rest_s, longest) if rest_s >= shortest else 0.0
 
     def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
         """`now` is loop time, the monotonic clock in seconds, as is `started_at`."""

@@ -23,6 +23,7 @@ from gatewayd.proxy.course import Course
 from gatewayd.proxy.deadlines import Deadlines, Late
 from gatewayd.proxy.dechunked import Dechunked
 from gatewayd.proxy.hop import FAILURE_FIELD, REPLICA_FIELD, request_head, response_head, trust_s
+from gatewayd.proxy.lasting import settle
 from gatewayd.proxy.payload import BodyRefusedError
 from gatewayd.proxy.upgrade import start_tunnel
 from gatewayd.proxy.upload import Body, RequestBody
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 
 class Forward:
-    """Runs from the first attempt to the last byte; `Sweeper.active` holds it meanwhile. `sweep_at`
-    is when the sweeper has something to look at again (loop time)."""
+    """Runs from the first attempt to the last byte; the sweeper holds it meanwhile, which writes
+    `sweep_at`: unless 0, the second of the loop's time in which it looks again."""
 
     __slots__ = (
         "_body",
@@ -56,7 +57,7 @@ class Forward:
     )
 
     def __init__(self, plane: Plane, exchange: Exchange, served: Served) -> None:
-        self.sweep_at = 0.0
+        self.sweep_at = 0
         self._plane = plane
         self._exchange = exchange
         self._served = served
@@ -289,7 +290,10 @@ class Forward:
 
     def _leave(self) -> None:
         self._over = True
-        self._plane.sweeper.active.discard(self)
+        sweeper = self._plane.sweeper
+        sweeper.active.discard(self)
+        if self.sweep_at:
+            sweeper.forget(self)
         if self._course is not None:
             self._course.close()
         self._body.close()
@@ -342,12 +346,13 @@ class Forward:
 
     # --- deadlines
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> float:
+        """When there is something to look at again (loop time); 0.0: in the next round."""
         if self._course is not None:
             self._course.sweep(now)
         connection = self._connection
         if connection is None or self._over:
-            return  # connecting is bounded by its own timeout
+            return 0.0  # connecting is bounded by its own timeout
         deadlines = self._deadlines
         if deadlines is None:  # most exchanges end before the first sweep
             deadlines = self._deadlines = Deadlines(
@@ -361,18 +366,9 @@ class Forward:
             self._refuse(replies.BODY_TIMEOUT)
         elif late is not None:
             self._time_out(late)
-        else:
-            if connection.lasting:
-                self._settle(connection)
-            if self._course is None or self._responding:
-                self.sweep_at = now + deadlines.rest_s
-
-    def _settle(self, connection: UpstreamConnection) -> None:
-        """A stream that lasts: from now on its pieces are passed on at the least price."""
-        if not self._exchange.http11:
-            return  # it gets them without their framing
-        if (way := self._exchange.connection.straight()) is not None:
-            connection.join_lane(self._plane.lane, way)
+        elif self._course is None or self._responding:
+            return now + settle(self._plane.lane, self._exchange, connection, deadlines.rest_s)
+        return 0.0
 
     def _time_out(self, late: Late) -> None:
         self._served.meter.upstream_error(self._exchange.replica, late.value)

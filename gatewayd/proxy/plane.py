@@ -146,15 +146,15 @@ class Plane:
     @property
     def running(self) -> int:
         """Exchanges that forward, and what others wait for."""
-        return len(self.sweeper.active) + len(self._tasks)
+        return self.sweeper.running + len(self._tasks)
 
     def _each_second(self, now: float) -> Open:
         self._tell_time()
         clients = leftovers = False
         for server in self.servers:
-            for connection in server.each():
+            for connection in list(server.watched):
                 connection.sweep(now)
-                clients = True
+            clients = clients or server.count > 0
         for pool in self._pools.values():
             pool.close_idle(now - pool.idle_s)
             leftovers = leftovers or pool.has_idle

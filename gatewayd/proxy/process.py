@@ -198,7 +198,7 @@ class DataProcess:
         assert configure is not None
         assert plane is not None
         totals = self._role.totals()
-        connections = sum([len(server.connections) for server in plane.servers])
+        connections = sum([server.count for server in plane.servers])
         unreachable, sighted = plane.unreachable, plane.sighted
         told = connections, plane.running
         if not (totals or unreachable or sighted) and told == self._told:
@@ -252,7 +252,7 @@ async def _emptied(plane: Plane, within_s: float) -> None:
     """Until no connection is left."""
     deadline = plane.loop.time() + within_s
     _close_idle(plane)
-    while any(s.connections for s in plane.servers) and plane.loop.time() < deadline:
+    while any(s.count for s in plane.servers) and plane.loop.time() < deadline:
         await asyncio.sleep(0.02)
         _close_idle(plane)
 

@@ -19,7 +19,8 @@ from gatewayd.proxy.plane import Plane
 class EdgeServer(web.Server):
     """aiohttp's server and its registry of connections, with connections of ours.
 
-    `open` is False once its listener is closed.
+    `open` is False once its listener is closed. `watched` are the connections that are swept: not
+    those that carry a stream which lasts, and have no deadline of their own meanwhile.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class EdgeServer(web.Server):
     ) -> None:
         super().__init__(_unused, loop=plane.loop)
         self.open = True
+        self.watched: set[ClientConnection] = set()
         self._handler = handler
         self._sweeper = plane.sweeper
         self._kind = kind
@@ -45,9 +47,20 @@ class EdgeServer(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        if isinstance(handler, ClientConnection):
+            self.watched.add(handler)
         # Now that it is known: a round that does not see it rests again.
         if self._sweeper.resting:
             self._sweeper.stir()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self.watched.discard(handler)
+
+    @property
+    def count(self) -> int:
+        """Of all connections; to list them touches each of them."""
+        return len(self._connections)
 
     def each(self) -> list[ClientConnection]:
         return [c for c in self._connections if isinstance(c, ClientConnection)]

@@ -39,7 +39,8 @@ class Open(Enum):
 
 
 class Sweeper:
-    """`active` are the forwards that run now. While `resting`, there are no clients.
+    """`active` are the forwards that are looked at in each round: those that have just begun, or
+    have a short deadline. While `resting`, there are no clients.
 
     `slow` is what is done once a second, and in a rest as long as there is something to look at: it
     is given the loop's time. `report` is called behind it, but for the round that a client causes.
@@ -48,6 +49,7 @@ class Sweeper:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slow: Callable[[float], Open]) -> None:
         self.active: set[Forward] = set()
+        self._later: dict[int, set[Forward]] = {}  # by `sweep_at`, a second of the loop's time
         self.resting = False
         self._loop = loop
         self._slow = slow
@@ -59,7 +61,11 @@ class Sweeper:
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Sweeper of {len(self.active)} exchanges>"
+        return f"<Sweeper of {self.running} exchanges>"
+
+    @property
+    def running(self) -> int:
+        return len(self.active) + sum([len(forwards) for forwards in self._later.values()])
 
     def start(
         self,
@@ -90,6 +96,12 @@ class Sweeper:
             self.close()
             self._wait(self._loop.time())
 
+    def forget(self, forward: Forward) -> None:
+        """To be called when one with a `sweep_at` ends."""
+        if (others := self._later.get(forward.sweep_at)) is not None:
+            others.discard(forward)
+        forward.sweep_at = 0
+
     def _wait(self, now: float) -> None:
         self._slowly = not self.active
         at = self._slow_at if self._slowly else _next(now, _SWEEP_S)
@@ -103,11 +115,16 @@ class Sweeper:
     def _round(self) -> None:
         now = self._loop.time()
         for forward in list(self.active):
-            if forward.sweep_at <= now:
-                self._sweep(forward, now)
+            self._sweep(forward, now)
         if now < self._slow_at - _SWEEP_S / 2:  # timers are as exact as a millisecond
             self._wait(now)
             return
+        for second in [second for second in self._later if second < now + _SWEEP_S]:
+            for forward in self._later.pop(second):
+                if forward.sweep_at:  # the look at another one has not ended it
+                    forward.sweep_at = 0
+                    self.active.add(forward)
+                    self._sweep(forward, now)
         quiet = self.resting
         self._look(now)
         self._tell()
@@ -128,7 +145,7 @@ class Sweeper:
     def _look(self, now: float) -> None:
         try:
             found = self._slow(now)
-            self._open = Open.CLIENTS if self.active else found
+            self._open = Open.CLIENTS if self.active or self._later else found
         except Exception:
             _log.exception("what is done every second failed; it is done again in the next")
 
@@ -140,10 +157,15 @@ class Sweeper:
 
     def _sweep(self, forward: Forward, now: float) -> None:
         try:
-            forward.sweep(now)
+            again = forward.sweep(now)
         except Exception:  # else those behind it would have no deadlines
             _log.exception("the deadlines of an exchange could not be looked at")
             forward.end(replies.INTERNAL)
+            return
+        if again >= now + _SLOW_S and forward in self.active:
+            self.active.discard(forward)
+            forward.sweep_at = second = int(again)  # later than this round by then
+            self._later.setdefault(second, set()).add(forward)
 
 
 def _next(now: float, period_s: float) -> float:

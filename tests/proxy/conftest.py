@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of fractions of a second are noticed in time; only what should be closed is."""
     monkeypatch.setattr("gatewayd.proxy.sweeper._SWEEP_S", 0.01)
     monkeypatch.setattr("gatewayd.proxy.sweeper._SLOW_S", 0.01)
-    monkeypatch.setattr("gatewayd.proxy.deadlines._REST_S", 0.0)
+    monkeypatch.setattr("gatewayd.proxy.deadlines._REST_S", (math.inf, 0.0))
     monkeypatch.setattr("gatewayd.proxy.plane.POOL_IDLE_S", 60.0)
     monkeypatch.setattr("gatewayd.proxy.hop.POOL_IDLE_S", 60.0)
     monkeypatch.setattr("gatewayd.proxy.accesslog._FLUSH_S", 0.005)

@@ -151,6 +151,31 @@ async def test_a_client_that_does_not_read_holds_the_replica_back_and_catches_up
     await client.expect(SECOND + END)
 
 
+async def test_the_bounds_of_the_connection_hold_again_when_the_stream_has_ended(
+    gateway: Gateway, lasting: Lasting
+) -> None:
+    """Nobody looks at it while the stream lasts."""
+    client, upstream = await lasting()
+    gateway.limit(keepalive_timeout=0.2)
+    await upstream.send(SECOND)
+    await client.expect(SECOND)
+    await upstream.send(END)
+    await client.expect(END)
+    assert await client.gone() == b""
+
+
+async def test_a_client_that_takes_no_byte_of_it_any_more_is_dropped(gateway: Gateway) -> None:
+    gateway.limit(write_timeout=0.3)
+    replica = await gateway.serve()
+    client = await gateway.unix_client(await gateway.listen_unix())
+    upstream = await open_stream(gateway, replica, client)
+    await lasts(gateway)
+    upstream.writer.write(chunked(b"data: " + b"x" * 5000 + b"\n\n")[:-5] * 2000)
+    await until(lambda: not gateway.server.connections, "the client is dropped")
+    await upstream.gone()
+    assert gateway.totals().rejections == {"write_timeout": 1}
+
+
 async def test_many_at_once_keep_their_order(gateway: Gateway) -> None:
     replica = await gateway.serve()
     pairs = []

@@ -63,13 +63,15 @@ class Clock:
 
 
 class Forward:
-    def __init__(self, sweep_at: float = 0.0) -> None:
-        self.sweep_at = sweep_at
+    def __init__(self, rest: float = 0.0) -> None:
+        self.rest = rest
+        self.sweep_at = 0
         self.swept: list[float] = []
         self.ended = False
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> float:
         self.swept.append(now)
+        return now + self.rest if self.rest else 0.0
 
     def end(self, reply: object) -> None:
         self.ended = True
@@ -178,11 +180,71 @@ def test_an_exchange_is_looked_at_ten_times_a_second_from_when_it_has_begun() ->
     assert site.slow == [101.0, 102.0, 103.0]
 
 
-def test_one_that_need_not_be_looked_at_yet_is_not() -> None:
-    site, forward = Site(), Forward(sweep_at=101.95)
+def test_one_that_need_not_be_looked_at_for_seconds_wakes_nobody_between() -> None:
+    site, forward = Site(), Forward(rest=3.0)
     site.begin(forward)
-    site.clock.run_until(102.05)
-    assert forward.swept == pytest.approx([102.0])
+    assert site.sweeper.running == 1
+    site.clock.run_until(100.35)
+    assert forward.swept == pytest.approx([100.3])
+    assert site.clock.run_until(109.5) == 9  # whole seconds
+    assert forward.swept[1:] == [103.0, 106.0, 109.0]
+    assert site.sweeper.running == 1
+
+
+def test_one_that_ends_before_that_is_forgotten() -> None:
+    site, forward, other = Site(), Forward(rest=3.0), Forward(rest=3.0)
+    site.begin(forward)
+    site.begin(other)
+    site.clock.run_until(101.5)
+    site.sweeper.forget(forward)
+    assert site.sweeper.running == 1
+    site.clock.run_until(104.5)
+    assert len(forward.swept) == 1
+    assert len(other.swept) == 2
+
+
+def test_one_that_the_look_at_another_ends_is_not_looked_at() -> None:
+    site = Site()
+
+    class Ends(Forward):
+        def sweep(self, now: float) -> float:
+            for forward in pair:
+                if forward is not self and self.swept:
+                    site.sweeper.forget(forward)
+            return super().sweep(now)
+
+    pair: list[Any] = [Ends(rest=3.0), Ends(rest=3.0)]
+    for forward in pair:
+        site.begin(forward)
+    site.clock.run_until(103.5)
+    assert sorted(len(forward.swept) for forward in pair) == [1, 2]
+    assert site.sweeper.running == 1
+
+
+def test_one_that_runs_into_a_bound_when_it_is_looked_at_is_not_held_any_more() -> None:
+    site = Site()
+
+    class Late(Forward):
+        def sweep(self, now: float) -> float:
+            again = super().sweep(now)
+            if len(self.swept) == 2:
+                site.sweeper.active.discard(late)
+                return 0.0
+            return again
+
+    late: Any = Late(rest=2.0)
+    site.begin(late)
+    site.clock.run_until(104.5)
+    assert late.swept == pytest.approx([100.3, 102.0])
+    assert site.sweeper.running == 0
+
+
+def test_nothing_rests_while_one_runs_that_need_not_be_looked_at_yet() -> None:
+    site = Site()
+    site.open = Open.NOTHING
+    site.begin(Forward(rest=5.0))
+    site.clock.run_until(109.5)
+    assert not site.sweeper.resting
 
 
 def test_nothing_rests_while_an_exchange_runs() -> None:
@@ -209,7 +271,7 @@ def test_a_round_that_fails_is_promised_and_done_again(caplog: pytest.LogCapture
 
 def test_an_exchange_that_cannot_be_looked_at_ends_and_the_others_go_on() -> None:
     class Broken(Forward):
-        def sweep(self, now: float) -> None:
+        def sweep(self, now: float) -> float:
             raise RuntimeError("no")
 
     site, broken, sound = Site(), Broken(), Forward()
