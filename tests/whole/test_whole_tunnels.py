@@ -81,7 +81,7 @@ async def test_a_stream_ends_whole_while_its_replica_is_unregistered(
         replica.step(3)
         assert await stream.over() == "whole"
         await until(lambda: not ssh_processes(str(home)), "the tunnel is closed")
-        assert not list((home / "state" / "ssh").iterdir())
+        await until(lambda: not list((home / "state" / "ssh").iterdir()), "and its files are gone")
 
 
 async def test_at_the_drain_deadline_a_tunnel_is_closed_all_the_same(
@@ -170,10 +170,14 @@ async def test_a_killed_control_leaves_no_ssh_and_its_successor_opens_all_again(
 
 
 async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass  # ssh was ended
+    finally:
+        writer.close()
 
 
 async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
@@ -181,11 +185,14 @@ async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
 ) -> None:
     """Who registers replicas takes a cut connection for a refusal, and ends the replica."""
     gate = asyncio.Event()
+    ended: list[asyncio.Event] = []
 
     async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(end := asyncio.Event())
         await gate.wait()
         there = await asyncio.open_connection("127.0.0.1", sshd.port)
         await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer))
+        end.set()
 
     slow = await asyncio.start_server(slowly, "127.0.0.1", 0)
     port = slow.sockets[0].getsockname()[1]
@@ -205,6 +212,8 @@ async def test_a_registration_that_runs_is_answered_before_the_gateway_ends(
         await gateway.until_ready()
         _, listed = await gateway.call("GET", "/api/services/list")
         assert listed["services"][0]["replicas"] == [{"id": "a"}]
+    for end in ended:
+        await end.wait()
 
 
 async def test_what_ssh_says_is_what_the_registry_answers(
