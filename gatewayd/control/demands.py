@@ -112,9 +112,9 @@ class Demands:
         if not self._given_away and (self._unknown or self._unsaved):
             self._save_in_time(now)
         next_ms = self._looked_ms + _LOOK_EVERY_MS
-        if self._predecessor is not None or self._unknown:
+        if self._predecessor is not None or (self._unknown and not self._given_away):
             next_ms = now + 1000  # nobody reports what its workers count, or that a file is written
-        elif self._unsaved:
+        elif self._unsaved and not self._given_away:
             next_ms = min(next_ms, self._saved_ms + _SAVE_EVERY_MS)
         return (next_ms - now) / 1000
 
@@ -185,6 +185,8 @@ class Demands:
                 counted.inherited = None
         self._predecessor.close()
         self._predecessor = None
+        self._look()
+        self._unsaved = True
 
     # --- what is asked
 

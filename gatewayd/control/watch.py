@@ -16,7 +16,7 @@ from gatewayd.net.alarm import Alarm
 
 # Silence is counted in looks of our own, not by the clock alone: after a stall of control, or of
 # the whole machine, everybody has time to put its alarm off before anybody is given up.
-_LOOKS: Final = 2
+_LOOKS: Final = 3
 _LOOK_S: Final = 0.5
 _START_S: Final = 30.0  # it reads a first snapshot, or a slow disk
 
@@ -28,6 +28,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._give_up = give_up
         self._looks = 0  # at which it rang, one behind the other
+        self._look_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._alarm = Alarm.create()
         self._alarm.ring_in(_START_S)
@@ -55,14 +56,19 @@ class Watch:
 
     def _rang(self) -> None:
         self._loop.remove_reader(self._alarm.fd)
-        self._timer = self._loop.call_later(_LOOK_S, self._look)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._look_at = self._loop.time() + _LOOK_S
+        self._timer = self._loop.call_at(self._look_at, self._look)
 
     def _look(self) -> None:
         if not self._alarm.rings:
             self._listen()
             return
-        self._looks += 1
+        stalled = self._loop.time() > self._look_at + _LOOK_S  # and perhaps not only we
+        self._looks = 1 if stalled else self._looks + 1
         if self._looks < _LOOKS:
-            self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._look_again()
         else:
             self._give_up()

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from gatewayd.proxy.exchange import Exchange
 
 
-_LATE_SHARE: Final = 0.1  # of a bound: as much later it may be noticed
-_REST_S: Final = (1.0, 5.0)  # what is worth a rest, and the longest
+# Of the shortest bound. It may be noticed two rests late: one until progress is seen, and one more.
+_REST_SHARE: Final = 0.05
+_REST_S: Final = (1.0, 2.5)  # what is worth a rest, and the longest
 
 
 class Late(enum.Enum):
@@ -63,7 +64,7 @@ class Deadlines:
         self._connection: UpstreamConnection | None = None
         bounds = (timeouts.first_byte, timeouts.idle, timeouts.total, body_idle_s)
         shortest, longest = _REST_S
-        rest_s = min([bound for bound in bounds if bound is not None]) * _LATE_SHARE
+        rest_s = min([bound for bound in bounds if bound is not None]) * _REST_SHARE
         self.rest_s = min(rest_s, longest) if rest_s >= shortest else 0.0
 
     def check(self, now: float, connection: UpstreamConnection, exchange: Exchange) -> Late | None:
@@ -76,7 +77,7 @@ class Deadlines:
         if stuck:
             progress -= connection.untaken
         if progress != self._progress or connection is not self._connection:
-            # Counted from when it was seen: at most one sweep late, never early.
+            # Counted from when it was seen, which may be a sweep late, and never early.
             self._connection = connection
             self._progress = progress
             self._progress_at = now

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from gatewayd.core import reply as replies
 from gatewayd.core.model import Endpoint
@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 
 class Forward:
     """Runs from the first attempt to the last byte; the sweeper holds it meanwhile, which writes
-    `sweep_at`: unless 0, the second of the loop's time in which it looks again."""
+    `sweep_at`: unless 0, the second of the loop's time in which it looks again.
+
+    `as_it_comes`: the client gets the pieces of the replica's answer, so that anybody may pass them
+    on."""
+
+    as_it_comes: ClassVar[bool] = True
 
     __slots__ = (
         "_body",
@@ -367,7 +372,10 @@ class Forward:
         elif late is not None:
             self._time_out(late)
         elif self._course is None or self._responding:
-            return now + settle(self._plane.lane, self._exchange, connection, deadlines.rest_s)
+            rest_s = deadlines.rest_s
+            if self.as_it_comes:
+                rest_s = settle(self._plane.lane, self._exchange, connection, rest_s)
+            return now + rest_s
         return 0.0
 
     def _time_out(self, late: Late) -> None:

@@ -27,7 +27,7 @@ _log = logging.getLogger("gatewayd.proxy")
 _SWEEP_S: Final = 0.1  # running exchanges, whose shortest deadlines are fractions of a second
 _SLOW_S: Final = 1.0  # everything else of clients
 _REST_S: Final = 4.0  # without any
-_LATE_S: Final = 1.0  # from then on control looks whether we live
+_LATE_S: Final = 0.5  # from then on control looks whether we live
 
 
 class Open(Enum):
@@ -114,17 +114,15 @@ class Sweeper:
 
     def _round(self) -> None:
         now = self._loop.time()
+        self._slowly = False  # what begins meanwhile finds a round under way
         for forward in list(self.active):
             self._sweep(forward, now)
         if now < self._slow_at - _SWEEP_S / 2:  # timers are as exact as a millisecond
             self._wait(now)
             return
-        for second in [second for second in self._later if second < now + _SWEEP_S]:
-            for forward in self._later.pop(second):
-                if forward.sweep_at:  # the look at another one has not ended it
-                    forward.sweep_at = 0
-                    self.active.add(forward)
-                    self._sweep(forward, now)
+        for forward in self._due(now):
+            if forward in self.active:  # the look at another one has not ended it
+                self._sweep(forward, now)
         quiet = self.resting
         self._look(now)
         self._tell()
@@ -142,12 +140,23 @@ class Sweeper:
         self._timer = self._loop.call_later(_REST_S, self._rest)
         self._promise(_REST_S + _LATE_S)
 
+    def _due(self, now: float) -> list[Forward]:
+        """Those whose second has come are among the active again."""
+        due: list[Forward] = []
+        for second in [second for second in self._later if second < now + _SWEEP_S]:
+            due += self._later.pop(second)
+        for forward in due:
+            forward.sweep_at = 0
+        self.active.update(due)
+        return due
+
     def _look(self, now: float) -> None:
         try:
             found = self._slow(now)
             self._open = Open.CLIENTS if self.active or self._later else found
         except Exception:
             _log.exception("what is done every second failed; it is done again in the next")
+            self._open = Open.CLIENTS  # there may be some
 
     def _tell(self) -> None:
         try:
@@ -160,12 +169,19 @@ class Sweeper:
             again = forward.sweep(now)
         except Exception:  # else those behind it would have no deadlines
             _log.exception("the deadlines of an exchange could not be looked at")
-            forward.end(replies.INTERNAL)
+            self._end(forward)
             return
         if again >= now + _SLOW_S and forward in self.active:
             self.active.discard(forward)
             forward.sweep_at = second = int(again)  # later than this round by then
             self._later.setdefault(second, set()).add(forward)
+
+    def _end(self, forward: Forward) -> None:
+        try:
+            forward.end(replies.INTERNAL)
+        except Exception:
+            _log.exception("and it could not be ended: nobody looks at it any more")
+            self.active.discard(forward)
 
 
 def _next(now: float, period_s: float) -> float:

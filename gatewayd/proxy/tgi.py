@@ -86,6 +86,7 @@ async def adapt(
 class TgiForward(Forward):
     """`send` and `stream` are where its replica's answer goes."""
 
+    as_it_comes = False
     _plain: Unchunked | None = None
     _events: EventReader | None = None  # None: the answer comes as one document
     _size = 0
@@ -115,9 +116,6 @@ class TgiForward(Forward):
         if self._call.stream and connection.status == 200:
             self._events = EventReader()
         return b"", self
-
-    def _settle(self, connection: UpstreamConnection) -> None:
-        """Its pieces are not passed on as they are."""
 
     # --- Receiver: the replica's answer as it came
 

@@ -109,7 +109,7 @@ def test_while_clients_are_connected_there_is_a_round_at_every_whole_second() ->
     site = Site()
     assert site.clock.run_until(105.5) == 5
     assert site.slow == site.reports == [101.0, 102.0, 103.0, 104.0, 105.0]
-    assert site.promises == [102.25, 103.0, 104.0, 105.0, 106.0, 107.0]
+    assert site.promises == [101.75, 102.5, 103.5, 104.5, 105.5, 106.5]
 
 
 def test_without_clients_a_process_wakes_in_every_fourth_second_to_promise_the_next() -> None:
@@ -117,7 +117,7 @@ def test_without_clients_a_process_wakes_in_every_fourth_second_to_promise_the_n
     site.open = Open.NOTHING
     assert site.clock.run_until(114.5) == 4
     assert site.slow == site.reports == [101.0, 105.0]  # the second tells what ended behind it
-    assert site.promises == [102.25, 106.0, 110.0, 114.0, 118.0]
+    assert site.promises == [101.75, 105.5, 109.5, 113.5, 117.5]
 
 
 def test_what_only_grows_old_is_looked_at_in_the_rounds_of_a_rest_until_it_is_gone() -> None:
@@ -128,7 +128,7 @@ def test_what_only_grows_old_is_looked_at_in_the_rounds_of_a_rest_until_it_is_go
     site.open = Open.NOTHING
     site.clock.run_until(118.0)
     assert site.slow == [101.0, 105.0, 109.0]
-    assert site.promises[-1] == 122.0
+    assert site.promises[-1] == 121.5
 
 
 def test_every_promise_is_renewed_in_time() -> None:
@@ -139,7 +139,7 @@ def test_every_promise_is_renewed_in_time() -> None:
             site.sweeper.stir()
         for _ in range(9):
             (timer,) = site.clock.pending()
-            assert timer.at <= site.promises[-1] - 0.9
+            assert timer.at <= site.promises[-1] - 0.4
             site.clock.run_until(timer.at)
 
 
@@ -155,7 +155,7 @@ def test_a_client_that_comes_in_a_rest_is_looked_at_at_once_and_every_second() -
     site.clock.run_until(107.5)
     assert site.slow == [101.0, 105.0, 106.3, 107.0]
     assert site.reports == [101.0, 105.0, 107.0]  # control is not woken before
-    assert site.promises[-1] == 109.0
+    assert site.promises[-1] == 108.5
 
 
 def test_one_that_has_gone_again_is_told_before_the_next_rest_and_in_it() -> None:
@@ -210,7 +210,7 @@ def test_one_that_the_look_at_another_ends_is_not_looked_at() -> None:
         def sweep(self, now: float) -> float:
             for forward in pair:
                 if forward is not self and self.swept:
-                    site.sweeper.forget(forward)
+                    site.sweeper.active.discard(forward)
             return super().sweep(now)
 
     pair: list[Any] = [Ends(rest=3.0), Ends(rest=3.0)]
@@ -239,6 +239,68 @@ def test_one_that_runs_into_a_bound_when_it_is_looked_at_is_not_held_any_more() 
     assert site.sweeper.running == 0
 
 
+def test_one_that_begins_when_another_is_looked_at_brings_no_second_clock() -> None:
+    """As the next request of a connection does whose first one has run into a bound."""
+    site, next_one = Site(), Forward()
+
+    class Late(Forward):
+        def sweep(self, now: float) -> float:
+            again = super().sweep(now)
+            if len(self.swept) == 2:
+                site.sweeper.active.discard(late)
+                site.begin(next_one)
+                return 0.0
+            return again
+
+    late: Any = Late(rest=2.0)
+    site.begin(late)
+    site.clock.run_until(102.05)
+    assert len(late.swept) == 2
+    assert len(site.clock.pending()) == 1
+    site.sweeper.active.clear()
+    site.clock.run_until(103.5)
+    assert site.clock.run_until(109.5) == 6  # whole seconds
+
+
+def test_one_that_cannot_even_be_ended_takes_nobody_elses_deadlines_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Forward):
+        def sweep(self, now: float) -> float:
+            if self.swept:
+                raise RuntimeError("no")
+            return super().sweep(now)
+
+        def end(self, reply: object) -> None:
+            raise RuntimeError("no end either")
+
+    site, forwards = Site(), [Forward(rest=2.0) for _ in range(20)]
+    broken: Any = Broken(rest=2.0)
+    for forward in [*forwards[:10], broken, *forwards[10:]]:
+        site.begin(forward)
+    site.clock.run_until(104.5)
+    assert {len(forward.swept) for forward in forwards} == {3}
+    assert site.sweeper.running == 20
+    assert "no end either" in caplog.text
+
+
+def test_a_round_that_fails_behind_a_rest_does_not_bring_the_next_rest() -> None:
+    site, forward = Site(), Forward()
+    site.open = Open.NOTHING
+    site.clock.run_until(106.3)
+    assert site.sweeper.resting
+
+    def fails(now: float) -> Open:
+        raise RuntimeError("no")
+
+    site.sweeper._slow = fails
+    site.sweeper.stir()
+    site.begin(forward)
+    site.clock.run_until(110.5)
+    assert not site.sweeper.resting
+    assert len(forward.swept) > 40
+
+
 def test_nothing_rests_while_one_runs_that_need_not_be_looked_at_yet() -> None:
     site = Site()
     site.open = Open.NOTHING
@@ -265,7 +327,7 @@ def test_a_round_that_fails_is_promised_and_done_again(caplog: pytest.LogCapture
     site.sweeper._slow = fails
     site.clock.run_until(102.5)
     assert site.slow == [101.0, 102.0]
-    assert site.promises[-1] == 104.0
+    assert site.promises[-1] == 103.5
     assert caplog.text.count("what is done every second failed") == 2
 
 

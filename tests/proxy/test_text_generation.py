@@ -84,6 +84,45 @@ async def test_a_call_and_its_answer(gateway: Gateway, replica: Replica) -> None
     assert totals.bytes_in == len(sent.partition(b"\r\n\r\n")[2])
 
 
+async def swept(gateway: Gateway) -> None:
+    """Every exchange has been looked at three times."""
+    looks: list[float] = []
+    look = gateway.plane.sweeper._slow
+
+    def counted(now: float) -> Any:
+        looks.append(now)
+        return look(now)
+
+    gateway.plane.sweeper._slow = counted
+    await until(lambda: len(looks) >= 3)
+    gateway.plane.sweeper._slow = look
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_lasts_is_translated_to_its_end(
+    gateway: Gateway, replica: Replica, stream: bool
+) -> None:
+    client = await gateway.client()
+    await client.send(chat(stream=stream))
+    wire, _ = await replica.request()
+    pieces = [event("he"), event("llo"), event("</s>", **STOP)]
+    if not stream:
+        whole = generated()
+        pieces = [whole[:9], whole[9:20], whole[20:]]
+    fields = EVENTS if stream else "Content-Type: application/json"
+    await wire.send(reply(b"", fields, framing="chunked")[:-5])
+    for piece in pieces:
+        await wire.send(chunked(piece)[:-5])
+        await swept(gateway)
+    await wire.send(b"0\r\n\r\n")
+    if stream:
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in (await events(client))[:-1]]
+        assert "".join(delta.get("content", "") for delta in deltas) == "hello"
+    else:
+        found = json.loads((await client.message()).body)
+        assert found["choices"][0]["message"]["content"] == "hello"
+
+
 async def test_an_answer_in_chunks_and_a_call_in_pieces(gateway: Gateway, replica: Replica) -> None:
     client = await gateway.client()
     head, _, body = chat().partition(b"\r\n\r\n")
