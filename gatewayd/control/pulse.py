@@ -40,8 +40,8 @@ class Pulse:
         return f"<Pulse of {self.period_s:g} s, {len(self._calls)} calls>"
 
     def each(self, call: Callable[[], float]) -> None:
-        """At each beat from now on. It returns after how many periods it wants to be called again,
-        if nobody has anything to report; infinity: not before somebody has."""
+        """At each beat from now on. It returns after how many periods, which are seconds but in
+        tests, it wants to be called again if nobody reports; infinity: not before somebody does."""
         self._calls.append(call)
 
     def start(self) -> None:

@@ -1,7 +1,7 @@
-"""Which bound an exchange has run into, seen from the sweep that walks all exchanges.
+"""Which bound an exchange has run into, seen from the sweep that looks at it.
 
-Owns: the phases of an attempt and when each is over. Does not own: the bounds (Timeouts), the
-walk (plane), what happens then (forward).
+Owns: the phases of an attempt and when each is over, how long nobody needs to look. Does not own:
+the bounds (Timeouts), the looking (sweeper), what happens then (forward).
 """
 
 from __future__ import annotations
