@@ -109,23 +109,24 @@ class Demands:
             self._looked_ms = now
             self._look()
         self._unsaved = self._unsaved or moved
-        if not self._given_away and (self._unknown or self._unsaved):
-            self._save_in_time(now)
         next_ms = self._looked_ms + _LOOK_EVERY_MS
-        if self._predecessor is not None or (self._unknown and not self._given_away):
-            next_ms = now + 1000  # nobody reports what its workers count, or that a file is written
-        elif self._unsaved and not self._given_away:
-            next_ms = min(next_ms, self._saved_ms + _SAVE_EVERY_MS)
+        if self._predecessor is not None:
+            next_ms = now + 1000  # nobody reports what its workers count
+        if not self._given_away and (self._unknown or self._unsaved):
+            next_ms = min(next_ms, self._save_in_time(now))
         return (next_ms - now) / 1000
 
-    def _save_in_time(self, now: int) -> None:
-        due = self._unknown or now >= self._saved_ms + _SAVE_EVERY_MS
-        if not due or (self._saving is not None and not self._saving.done()):
-            return
+    def _save_in_time(self, now: int) -> int:
+        """By when it is to be called again."""
+        if not self._unknown and now < self._saved_ms + _SAVE_EVERY_MS:
+            return self._saved_ms + _SAVE_EVERY_MS
+        if self._saving is not None and not self._saving.done():
+            return now + 1000
         if self._unsaved:
             self._saved_ms = now
         self._unknown = self._unsaved = False
         self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, self._kept()))
+        return now + _LOOK_EVERY_MS
 
     async def aclose(self) -> None:
         """The last word is kept too. What was never begun has none."""
