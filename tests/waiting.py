@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
@@ -36,6 +37,11 @@ async def until(
             raise AssertionError(f"not within {within_s:g} s: {described}")
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, longest)
+
+
+def stall(seconds: float) -> None:
+    """Nothing of this process goes on meanwhile."""
+    time.sleep(seconds)
 
 
 async def accepts(port: int) -> bool:

@@ -21,6 +21,13 @@ class Clock:
         monkeypatch.setattr(self.loop, "time", lambda: really() + self.ahead)
 
 
+async def reports(pulse: Pulse, clock: Clock, at: float) -> None:
+    """A worker does, and what it causes has happened."""
+    clock.ahead = at
+    pulse.awake()
+    await asyncio.sleep(0)
+
+
 class Beats:
     """Counts them, and asks for the next one after so many periods."""
 
@@ -94,9 +101,7 @@ async def test_who_wakes_control_about_then_causes_the_beat(
 ) -> None:
     clock, beats = Clock(monkeypatch), Beats()
     pulse.each(beats)
-    clock.ahead = 800.0
-    pulse.awake()
-    await asyncio.sleep(0)
+    await reports(pulse, clock, 800.0)
     assert beats.count == 0
     clock.ahead = 950.0
     pulse.awake()
@@ -107,9 +112,7 @@ async def test_who_wakes_control_about_then_causes_the_beat(
     pulse.awake()
     await asyncio.sleep(0)
     assert beats.count == 1
-    clock.ahead = 1900.0
-    pulse.awake()
-    await asyncio.sleep(0)
+    await reports(pulse, clock, 1900.0)
     assert beats.count == 2
 
 
@@ -119,9 +122,7 @@ async def test_the_beat_comes_to_the_report_that_is_too_early_for_it(
     """Else one wake-up follows the other for ever, a fraction of a second behind."""
     clock, beats = Clock(monkeypatch), Beats()
     pulse.each(beats)
-    clock.ahead = 1000.0
-    pulse.awake()
-    await asyncio.sleep(0)
+    await reports(pulse, clock, 1000.0)
     assert pulse._timer is None  # nobody has asked for one
     clock.ahead = 1300.0
     pulse.awake()
@@ -131,9 +132,7 @@ async def test_the_beat_comes_to_the_report_that_is_too_early_for_it(
     clock.ahead = 1500.0
     pulse.awake()  # who reports all the time does not put it off for ever
     assert pulse._timer is timer
-    clock.ahead = 2300.0
-    pulse.awake()
-    await asyncio.sleep(0)
+    await reports(pulse, clock, 2300.0)
     assert beats.count == 2
 
 
@@ -156,9 +155,7 @@ async def test_what_fails_keeps_nobody_else_from_looking(
     pulse.each(lambda: [][1])
     pulse.each(beats)  # asks for none, but who failed is to be tried again
     for ahead in (1000.0, 2000.0):
-        clock.ahead = ahead
-        pulse.awake()
-        await asyncio.sleep(0)
+        await reports(pulse, clock, ahead)
     assert beats.count == 2
     assert caplog.text.count("IndexError") == 2
     assert pulse._timer is not None

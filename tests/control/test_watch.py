@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from waiting import until
+from waiting import stall, until
 
 from gatewayd.control import watch as module
 from gatewayd.control.watch import Watch
@@ -94,8 +94,7 @@ async def test_a_stall_between_two_looks_is_nobodys_fault(
         looks.append(loop.time())
         look()
         if len(looks) == 2:
-            while loop.time() < looks[-1] + 0.3:
-                pass
+            stall(0.3)
 
     monkeypatch.setattr(site.watch, "_look", counted)
     site.process.ring_in(0.01)
