@@ -26,7 +26,7 @@ class Cells:
 
     __slots__ = ("_cells", "_map", "fd")
 
-    def __init__(self, fd: int, kind: Literal["I", "Q", "q"]) -> None:
+    def __init__(self, fd: int, kind: Literal["I", "q"]) -> None:
         self.fd = fd
         self._map = mmap.mmap(fd, 0)
         self._cells = memoryview(self._map).cast(kind)
